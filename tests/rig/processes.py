@@ -11,6 +11,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[2]
 LISTENING = re.compile(r"listening on (http://\S+)")
@@ -27,7 +30,7 @@ def free_port() -> int:
                 return port
 
 
-def wait_until[T](
+def wait_until(
     condition: Callable[[], T], timeout: float = 10.0, what: str = "condition", every: float = 0.02
 ) -> T:
     """Poll until `condition()` is truthy and return its value; AssertionError after `timeout` seconds."""
