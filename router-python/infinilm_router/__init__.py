@@ -1,0 +1,1 @@
+"""The InfiniLM-SVC router: one OpenAI-compatible endpoint in front of many engines."""

@@ -1,0 +1,1 @@
+"""The endpoints that the router answers itself, one family per file."""

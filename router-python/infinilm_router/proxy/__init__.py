@@ -1,0 +1,1 @@
+"""The data path: HTTP/1.1 framing, forwarding and relaying."""

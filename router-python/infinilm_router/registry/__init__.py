@@ -1,0 +1,1 @@
+"""Reading service registries."""

@@ -1,0 +1,155 @@
+"""Per-engine load and traffic health: the only state that changes with every request.
+
+Load is counted where it arises: at dispatch, and released exactly once by the guard that
+dispatch hands out, whatever the outcome. Traffic health ejects an engine after a run of its own
+failures (never for a client's fault) for a time that doubles, then lets one request probe it.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from enum import Enum
+
+from infinilm_router.router.table import Service
+
+EJECTION_BASE = 5.0  # seconds of the first ejection; doubles up to EJECTION_CAP
+EJECTION_CAP = 60.0
+EJECTION_JITTER = 0.2
+LATENCY_DECAY = 0.1  # weight of the newest sample in the moving average of response times
+
+
+class Outcome(Enum):
+    """How an engine did with one request."""
+
+    OK = "ok"
+    ENGINE_FAULT = "engine_fault"  # connect, reset, invalid answer, 502/503/504, first byte late
+    NEUTRAL = "neutral"  # says nothing about the engine: client left, client's fault
+
+
+class EngineLoad:
+    """Counters of one engine; they survive table changes, keyed by the service's name."""
+
+    __slots__ = (
+        "consecutive_failures",
+        "current_weight",
+        "ejected_until",
+        "ejections",
+        "error_count",
+        "in_flight",
+        "on_probation",
+        "request_count",
+        "response_time",
+    )
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.current_weight = 0.0  # smooth weighted round-robin
+        self.request_count = 0
+        self.error_count = 0
+        self.response_time = 0.0  # seconds to the first byte, moving average
+        self.consecutive_failures = 0
+        self.ejected_until = 0.0
+        self.ejections = 0
+        self.on_probation = False
+
+    def is_ejected(self, now: float) -> bool:
+        """True while it must not get requests: ejected, or its one probation request is out."""
+        if not self.ejected_until:
+            return False
+        return now < self.ejected_until or self.on_probation
+
+
+class InFlight:
+    """One request on one engine. `release` counts it out; further calls do nothing."""
+
+    __slots__ = ("_book", "_load", "_probation", "_service", "_started")
+
+    def __init__(self, book: "LoadBook", service: Service, load: EngineLoad, now: float) -> None:
+        self._book: LoadBook | None = book
+        self._service = service
+        self._load = load
+        self._started = now
+        self._probation = bool(load.ejected_until)
+        if self._probation:
+            load.on_probation = True
+
+    def first_byte(self, now: float) -> None:
+        """Record the time to the answer's head."""
+        elapsed = now - self._started
+        load = self._load
+        if load.response_time:
+            load.response_time += LATENCY_DECAY * (elapsed - load.response_time)
+        else:
+            load.response_time = elapsed
+
+    def release(self, outcome: Outcome, now: float) -> None:
+        """End of the request, seen from the engine."""
+        book, self._book = self._book, None
+        if book is None:
+            return
+        self._load.in_flight -= 1
+        book.in_flight -= 1
+        if self._probation:
+            self._load.on_probation = False
+        book.judge(self._service, self._load, outcome, now, probation=self._probation)
+
+
+class LoadBook:
+    """All engines' loads. Used on the event loop only."""
+
+    def __init__(self, max_fails: int, jitter: Callable[[], float] = random.random) -> None:
+        self.in_flight = 0
+        self._max_fails = max_fails
+        self._jitter = jitter
+        self._loads: dict[str, EngineLoad] = {}
+
+    def of(self, service: Service) -> EngineLoad:
+        """The counters of `service`, made on first use."""
+        load = self._loads.get(service.name)
+        if load is None:
+            load = self._loads[service.name] = EngineLoad()
+        return load
+
+    def begin(self, service: Service, now: float) -> InFlight:
+        """Count a request in; the caller must `release` what it gets."""
+        load = self.of(service)
+        load.in_flight += 1
+        load.request_count += 1
+        self.in_flight += 1
+        return InFlight(self, service, load, now)
+
+    def forget_missing(self, services: Sequence[Service]) -> None:
+        """Drop the counters of engines that are gone and idle."""
+        names = {service.name for service in services}
+        for name in [n for n, load in self._loads.items() if n not in names and not load.in_flight]:
+            del self._loads[name]
+
+    def judge(
+        self, service: Service, load: EngineLoad, outcome: Outcome, now: float, *, probation: bool
+    ) -> None:
+        """Let the outcome of a request count for or against the engine.
+
+        While it is ejected only its probation request counts: answers to older requests say how
+        it was, not how it is.
+        """
+        if outcome is Outcome.NEUTRAL:
+            return
+        if outcome is Outcome.ENGINE_FAULT:
+            load.error_count += 1
+        if load.ejected_until and not probation:
+            return
+        if outcome is Outcome.OK:
+            load.consecutive_failures = 0
+            load.ejected_until = 0.0
+            load.ejections = 0
+            return
+        load.consecutive_failures += 1
+        limit = self._max_fails if service.max_fails is None else service.max_fails
+        if limit and (load.consecutive_failures >= limit or probation):
+            self._eject(service, load, now)
+
+    def _eject(self, service: Service, load: EngineLoad, now: float) -> None:
+        base = EJECTION_BASE if service.fail_timeout is None else service.fail_timeout
+        span = min(EJECTION_CAP, base * 2**load.ejections)
+        jitter = 1 + EJECTION_JITTER * (2 * self._jitter() - 1)
+        load.ejected_until = now + span * jitter
+        load.ejections = min(load.ejections + 1, 16)

@@ -1,0 +1,143 @@
+"""The service table: an immutable snapshot of all engines, with one writer and many readers."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
+
+ENGINE_TYPE = "openai-api"
+MAX_NAMED_MODELS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One entry of the registry or of a static file; immutable.
+
+    `models` are the ids it serves, `models_list` the full OpenAI model objects where known.
+    `status` is the registry's word for it ("running" is the only one that takes requests).
+    `max_fails` failures in a row eject it for `fail_timeout` seconds (None: the router's default).
+    """
+
+    name: str
+    host: str
+    port: int
+    url: str = ""
+    weight: float = 1.0
+    models: tuple[str, ...] = ()
+    models_list: tuple[Mapping[str, Any], ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    source: Literal["static", "registry"] = "registry"
+    status: str = "running"
+    backup: bool = False
+    max_fails: int | None = None
+    fail_timeout: float | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where requests go: (host, port)."""
+        return (self.host, self.port)
+
+    @property
+    def is_engine(self) -> bool:
+        """True for services that take inference requests; babysitters never do."""
+        return self.metadata.get("type") == ENGINE_TYPE
+
+    @property
+    def health_urls(self) -> tuple[str, ...]:
+        """Where to probe, in the order to try: see `router.health`."""
+        override = self.metadata.get("health_url")
+        if isinstance(override, str):
+            return (override,)
+        own = f"http://{self.netloc(self.port)}"
+        return (
+            f"http://{self.netloc(self.port + 1)}/health",
+            f"{own}/health",
+            f"{own}/v1/models",
+            f"{own}/models",
+        )
+
+    def netloc(self, port: int) -> str:
+        """`host:port`, with IPv6 addresses in brackets."""
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+@dataclass(frozen=True)
+class ServiceTable:
+    """What is known of all services at one moment.
+
+    `known` is False until a registry (or the saved last list) answered for the first time; with
+    static services only it is True from the start. `down` names the services whose probes failed.
+    `named` holds every model id that any service has ever named.
+    """
+
+    services: tuple[Service, ...] = ()
+    known: bool = False
+    down: frozenset[str] = frozenset()
+    named: frozenset[str] = frozenset()
+
+    @cached_property
+    def engines(self) -> tuple[Service, ...]:
+        """All services of type openai-api, in table order."""
+        return tuple(s for s in self.services if s.is_engine)
+
+    @cached_property
+    def by_model(self) -> Mapping[str, tuple[Service, ...]]:
+        """model id -> engines that serve it, up or down, in table order."""
+        found: dict[str, list[Service]] = {}
+        for service in self.engines:
+            for model in dict.fromkeys(service.models):
+                found.setdefault(model, []).append(service)
+        return {model: tuple(services) for model, services in found.items()}
+
+    def is_up(self, service: Service) -> bool:
+        """True when registry and probe both say that it takes requests."""
+        return service.status == "running" and service.name not in self.down
+
+    @cached_property
+    def healthy_engines(self) -> tuple[Service, ...]:
+        """The engines that are up."""
+        return tuple(s for s in self.engines if self.is_up(s))
+
+    @cached_property
+    def _up_by_model(self) -> dict[str, tuple[Service, ...]]:
+        return {
+            model: tuple(s for s in services if self.is_up(s))
+            for model, services in self.by_model.items()
+        }
+
+    def candidates(self, model: str | None) -> tuple[Service, ...]:
+        """The engines that are up and serve `model`; None means any model."""
+        if model is None:
+            return self.healthy_engines
+        return self._up_by_model.get(model, ())
+
+
+class TableStore:
+    """Holds the current table. All writers run on the event loop; readers take `current` once."""
+
+    def __init__(self, table: ServiceTable | None = None) -> None:
+        self.current = table or ServiceTable()
+
+    def set_services(self, services: Iterable[Service], *, known: bool = True) -> None:
+        """Publish a new list of services; what probes said of those that remain is kept."""
+        services = tuple(services)
+        names = {service.name for service in services}
+        named = self.current.named.union(*(service.models for service in services))
+        if len(named) > MAX_NAMED_MODELS:
+            named = frozenset().union(*(service.models for service in services))
+        self.current = ServiceTable(services, known, self.current.down & names, named)
+
+    def set_down(self, name: str, *, down: bool) -> None:
+        """Publish the probes' verdict on one service."""
+        current = self.current.down
+        changed = current | {name} if down else current - {name}
+        if changed != current:
+            self.current = replace(self.current, down=changed)
+
+    def replace_service(self, service: Service) -> None:
+        """Publish a service that changed (for example its learned models); ignored when gone."""
+        services = self.current.services
+        if all(old.name != service.name for old in services):
+            return
+        changed = (service if old.name == service.name else old for old in services)
+        self.set_services(changed, known=self.current.known)

@@ -1,0 +1,1 @@
+"""Errors, header rules and clocks."""
