@@ -33,7 +33,7 @@ def free_port() -> int:
 def wait_until(
     condition: Callable[[], T], timeout: float = 10.0, what: str = "condition", every: float = 0.02
 ) -> T:
-    """Poll until `condition()` is truthy and return its value; AssertionError after `timeout` seconds."""
+    """Poll until `condition()` is truthy; its value. AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         if value := condition():

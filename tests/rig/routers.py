@@ -1,0 +1,121 @@
+"""Start a router, whichever of the two it is: they take the same flags and print the same line.
+
+`ROUTERS=python,rust` picks the ones to test; without it, those that exist in this checkout.
+"""
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rig.processes import ROOT, Program, Programs, wait_until
+from rig.raw_client import ask
+
+Argv = list[str]
+
+
+def _python() -> Argv | None:
+    script = ROOT / "router-python" / "distributed_router.py"
+    return [sys.executable, os.fspath(script)] if script.exists() else None
+
+
+def _rust() -> Argv | None:
+    """The built binary: release before debug; the crate's name is its name."""
+    manifest = ROOT / "router-rust" / "Cargo.toml"
+    if not manifest.exists():
+        return None
+    name = tomllib.loads(manifest.read_text())["package"]["name"]
+    built = [manifest.parent / "target" / kind / name for kind in ("release", "debug")]
+    return next(([os.fspath(path)] for path in built if path.exists()), None)
+
+
+PROGRAMS: dict[str, Callable[[], Argv | None]] = {"python": _python, "rust": _rust}
+
+
+def router_names() -> list[str]:
+    """The routers to test. Asked for by name, one that does not exist is an error, not a skip."""
+    asked = os.environ.get("ROUTERS")
+    if not asked:
+        return [name for name, argv in PROGRAMS.items() if argv()]
+    names = [name.strip() for name in asked.split(",")]
+    if missing := [name for name in names if name not in PROGRAMS or not PROGRAMS[name]()]:
+        raise ValueError(f"ROUTERS names {missing}: unknown or not built; known: {list(PROGRAMS)}")
+    return names
+
+
+def router_argv(name: str) -> Argv:
+    """The command that runs router `name`."""
+    argv = PROGRAMS[name]()
+    if argv is None:
+        raise FileNotFoundError(f"router {name!r} is not in this checkout or not built")
+    return argv
+
+
+def flag_list(flags: Mapping[str, Any]) -> list[str]:
+    """`{"health-interval": 0.1}` as command line words; true is a bare flag, None leaves it out."""
+    words: list[str] = []
+    for name, value in flags.items():
+        if value is None:
+            continue
+        words.append(f"--{name}")
+        if value is not True:
+            words.append(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    return words
+
+
+FAST = {
+    "health-interval": 0.1,
+    "health-timeout": 1,
+    "registry-sync-interval": 0.1,
+    "drain-delay": 0.1,
+}
+
+
+class Router:
+    """A running router."""
+
+    def __init__(
+        self,
+        run: Programs,
+        name: str,
+        flags: Mapping[str, Any],
+        env: Mapping[str, str] | None = None,
+    ):
+        self.name = name
+        words = flag_list({"host": "127.0.0.1", "router-port": 0, **FAST, **flags})
+        self.program: Program = run.start(*router_argv(name), *words, env=env)
+        self.url = self.program.wait_listening()
+
+    def get(self, target: str) -> Any:
+        """The JSON of one of the router's own endpoints."""
+        return json.loads(ask(self.url, "GET", target).body)
+
+    def wait_healthy(self, expected: str) -> None:
+        """Return when /health counts e.g. "2/2" engines."""
+        seen: list[str] = []
+
+        def equal() -> bool:
+            seen.append(self.get("/health")["healthy_services"])
+            return bool(seen[-1] == expected)
+
+        try:
+            wait_until(equal, 15, f"healthy_services {expected}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; last: {seen[-1]}; {self.program.output}") from None
+
+    def descriptors(self) -> int:
+        """Open file descriptors of the process."""
+        return len(list(Path(f"/proc/{self.program.pid}/fd").iterdir()))
+
+    def in_flight(self) -> int:
+        """Requests that are being proxied now."""
+        return int(self.get("/stats")["in_flight"])
+
+
+def write_static(path: Path, services: Sequence[Mapping[str, Any]]) -> Path:
+    """A static service file."""
+    path.write_text(json.dumps(list(services)))
+    return path
