@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Stops the router; exit code 0 only when it is gone.
+set -euo pipefail
+source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
+stop_service router
