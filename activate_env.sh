@@ -14,6 +14,7 @@ if _infinilm_python=$(
   say "$PYTHON" >&3
 ); then
   if [[ -f ${_infinilm_python%/*}/activate ]]; then
+    # shellcheck disable=SC1091  # made at run time
     source "${_infinilm_python%/*}/activate"
   fi
   printf 'Python of InfiniLM-SVC: %s\n' "$_infinilm_python"

@@ -14,11 +14,10 @@ LAUNCH_BABYSITTER=${LAUNCH_BABYSITTER:-true}
 [[ -z ${ROUTER_REGISTRY_URL:-} ]] || export BABYSITTER_REGISTRY_URL=${BABYSITTER_REGISTRY_URL:-$ROUTER_REGISTRY_URL}
 [[ -z ${ROUTER_PORT:-} ]] || export BABYSITTER_ROUTER_URL=${BABYSITTER_ROUTER_URL:-http://localhost:$ROUTER_PORT}
 
-launchers=()
 stop_what_was_started() {
   local code=$? started
   trap - EXIT INT TERM
-  ((${#launchers[@]} == 0)) || { kill "${launchers[@]}" && wait "${launchers[@]}"; } 2>/dev/null || true
+  ((${#LAUNCHERS[@]} == 0)) || { kill "${LAUNCHERS[@]}" && wait "${LAUNCHERS[@]}"; } 2>/dev/null || true
   if ((code)) && mapfile -t started <"$LAUNCH_JOURNAL" && ((${#started[@]})); then
     say "not everything could be started (see above): stopping what this call started" >&2
     stop_all_of "${started[@]}" || true
@@ -34,16 +33,6 @@ find_babysitter() { # CONFIG: the file meant: as given, or in one of the usual f
     [[ ! -f $folder/$1 ]] || { say "$folder/$1"; return; }
   done
   die 64 "BABYSITTER_CONFIGS: there is no $1 in $PWD, $ROOT, deployment_configs/babysitters or config"
-}
-
-launch_babysitters() { # FILE...: side by side, since an engine may load for minutes
-  local file job failed=0
-  for file; do
-    if [[ $file == *.sh ]]; then "$file" & else "$ROOT/launch_babysitter.sh" "$file" & fi
-    launchers+=($!)
-  done
-  for job in "${launchers[@]}"; do wait "$job" || failed=1; done
-  return "$failed"
 }
 
 print_address() { # NAME: one line of the table

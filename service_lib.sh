@@ -245,6 +245,17 @@ start_failed() { # NAME CHILD: report a service that ended before it was ready
   forget "$1" "${RECORD[pid]}"
 }
 
+LAUNCHERS=()  # pids of the launch scripts under way
+launch_babysitters() { # FILE...: side by side, since an engine may load for minutes
+  local file job failed=0
+  for file; do
+    if [[ $file == *.sh ]]; then "$file" & else "$ROOT/launch_babysitter.sh" "$file" & fi
+    LAUNCHERS+=($!)
+  done
+  for job in "${LAUNCHERS[@]}"; do wait "$job" || failed=1; done
+  return "$failed"
+}
+
 # --- Stop ---------------------------------------------------------------------------------------
 
 tree() { # PID LAUNCH_ID: "pid start_time" of each descendant, and of each process started by that launch
