@@ -1,0 +1,164 @@
+"""Is the engine ready? It is when the listener on its port is its own and it lists its models."""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from infinilm_babysitter import proctree, sockets
+
+Model = Mapping[str, object]
+
+MODEL_PATHS = ("/v1/models", "/models")
+LOADING = frozenset({429, 502, 503, 504})
+"""Answers that say "not yet" rather than "no such thing"."""
+MOST_BYTES = 8 << 20
+"""A models list is not longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Serves these models: objects as the engine lists them, at least with `id`."""
+
+    models: tuple[Model, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotReady:
+    """Not now. `broken`: if this lasts in an engine that was ready, it needs a restart."""
+
+    reason: str
+    broken: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Somebody else listens on the engine's port."""
+
+    reason: str
+
+
+Finding = Ready | NotReady | Foreign
+
+
+def port_holder(port: int, own_root: int | None) -> str:
+    """Who listens on `port` outside of the tree below `own_root`, in words; empty if nobody does.
+
+    A listener may open, close or change hands between two looks at /proc; only one that is foreign
+    twice in a row counts.
+    """
+    if not (suspects := _foreign(port, own_root)):
+        return ""
+    lasting = suspects & _foreign(port, own_root)
+    if not lasting:
+        return ""
+    pid = next(filter(None, (sockets.owner(each, proctree.snapshot()) for each in lasting)), None)
+    who = f"pid {pid} ({proctree.command_name(pid)})" if pid else "a process of another user"
+    return f"port {port} is held by {who}"
+
+
+def _foreign(port: int, own_root: int | None) -> set[int]:
+    inodes = {each.inode for each in sockets.listeners(port)}
+    if not inodes or own_root is None:
+        return inodes
+    own = [process.pid for process in proctree.descendants(own_root)]
+    return {inode for inode in inodes if sockets.owner(inode, own) is None}
+
+
+class Readiness:
+    """Looks at an engine on one port. Never follows redirects, never uses a proxy."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        port: int,
+        *,
+        configured_models: tuple[str, ...] = (),
+        api_key_file: Path | None = None,
+        check_listener: bool = True,
+    ) -> None:
+        self._session = session
+        self._port = port
+        self._configured = configured_models
+        self._api_key_file = api_key_file
+        self._check_listener = check_listener
+
+    async def check(self, tree_root: int, health_path: str | None = None) -> Finding:
+        """One look at the engine whose processes are below `tree_root`."""
+        listening = await asyncio.to_thread(sockets.listeners, self._port)
+        if not listening:
+            return NotReady(f"port {self._port} is not open", broken=True)
+        if self._check_listener and (
+            holder := await asyncio.to_thread(port_holder, self._port, tree_root)
+        ):
+            return Foreign(holder)
+        base = f"http://{sockets.reachable(listening[0].address)}:{self._port}"
+        if health_path and await self._status(base + health_path) == 503:
+            return NotReady(f"{health_path} answers 503", broken=True)
+        return await self._models(base)
+
+    async def _models(self, base: str) -> Finding:
+        answers: list[str] = []
+        for path in MODEL_PATHS:
+            status, models = await self._list(base + path)
+            if models:
+                return Ready(models)
+            if status is None or status in LOADING:
+                return NotReady(f"{path} answers {status or 'nothing'}")
+            answers.append(f"{path}: {status}")
+        if self._configured:
+            return Ready(tuple({"id": model, "object": "model"} for model in self._configured))
+        return NotReady(
+            f"lists no models ({', '.join(answers)}); if it needs a key set api_key_file, "
+            "if it has no models list set models"
+        )
+
+    async def _list(self, url: str) -> tuple[int | None, tuple[Model, ...]]:
+        """Status (None: no answer) and models, empty if the answer is no list of any."""
+        try:
+            async with self._session.get(
+                url, headers=self._headers(), allow_redirects=False
+            ) as answer:
+                if answer.status != 200:
+                    return answer.status, ()
+                return 200, _parse_models(await answer.content.read(MOST_BYTES))
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None, ()
+
+    async def _status(self, url: str) -> int | None:
+        try:
+            async with self._session.get(
+                url, headers=self._headers(), allow_redirects=False
+            ) as answer:
+                return answer.status
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
+
+    def _headers(self) -> dict[str, str]:
+        # Read each time: keys are rotated by replacing the file.
+        headers = {"Connection": "close"}
+        if self._api_key_file:
+            key = self._api_key_file.read_text(encoding="utf-8").strip()
+            headers["Authorization"] = f"Bearer {key}"
+        return headers
+
+
+def _parse_models(body: bytes) -> tuple[Model, ...]:
+    """The objects of an OpenAI models list that have an id; empty if it is none."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return ()
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list):
+        return ()
+    models = (each for each in data if isinstance(each, dict))
+    return tuple(each for each in models if isinstance(each.get("id"), str) and each["id"])
+
+
+def model_ids(models: tuple[Model, ...]) -> list[str]:
+    """The ids, in order, each once."""
+    return list(dict.fromkeys(str(model["id"]) for model in models))

@@ -1,0 +1,89 @@
+"""Calls to a registry, or to the first of several that answers."""
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import aiohttp
+
+TIMEOUT = 5.0
+TOKEN_VARIABLE = "INFINILM_REGISTRY_TOKEN"  # noqa: S105  # a name, not a secret
+
+log = logging.getLogger(__name__)
+
+
+class RegistryUnavailableError(Exception):
+    """No registry answered, or none but with a 5xx; worth trying again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A registry's answer below 500; a body that is no JSON object counts as an empty one."""
+
+    status: int
+    body: Mapping[str, object]
+
+    @property
+    def error(self) -> str:
+        """The registry's own words, or the status."""
+        return str(self.body.get("error", f"HTTP {self.status}"))
+
+
+class RegistryClient:
+    """Sends each call to the registry that answered last, then to the others in turn."""
+
+    def __init__(self, session: aiohttp.ClientSession, urls: tuple[str, ...]) -> None:
+        self._session = session
+        self._urls = list(urls)
+        self._timeout = aiohttp.ClientTimeout(total=TIMEOUT)
+        token = os.environ.get(TOKEN_VARIABLE)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Preferred one first."""
+        return tuple(self._urls)
+
+    async def call(
+        self, method: str, path: str, body: Mapping[str, object] | None = None
+    ) -> Answer:
+        """Raises RegistryUnavailableError with the reason of every registry."""
+        reasons = []
+        for url in self.urls:
+            try:
+                answer = await self._send(method, url + path, body)
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                reasons.append(f"{url}: {str(error) or type(error).__name__}")
+                continue
+            if answer.status < 500:
+                self._prefer(url)
+                return answer
+            reasons.append(f"{url}: {answer.error}")
+        raise RegistryUnavailableError("; ".join(reasons))
+
+    async def _send(self, method: str, url: str, body: Mapping[str, object] | None) -> Answer:
+        async with self._session.request(
+            method,
+            url,
+            json=body,
+            headers=self._headers,
+            allow_redirects=False,
+            timeout=self._timeout,
+        ) as answer:
+            return Answer(answer.status, _parse(await answer.read()))
+
+    def _prefer(self, url: str) -> None:
+        if self._urls[0] != url:
+            log.info("registry changed url=%s", url)
+            self._urls.remove(url)
+            self._urls.insert(0, url)
+
+
+def _parse(text: bytes) -> Mapping[str, object]:
+    try:
+        body = json.loads(text)
+    except ValueError:
+        return {}
+    return body if isinstance(body, dict) else {}
