@@ -30,7 +30,6 @@ class EngineLoad:
 
     __slots__ = (
         "consecutive_failures",
-        "current_weight",
         "ejected_until",
         "ejections",
         "error_count",
@@ -42,7 +41,6 @@ class EngineLoad:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.current_weight = 0.0  # smooth weighted round-robin
         self.request_count = 0
         self.error_count = 0
         self.response_time = 0.0  # seconds to the first byte, moving average
@@ -72,10 +70,16 @@ class InFlight:
         if self._probation:
             load.on_probation = True
 
-    def first_byte(self, now: float) -> None:
-        """Record the time to the answer's head."""
+    def first_byte(self, outcome: Outcome, now: float) -> None:
+        """The answer's head is here: record the time it took and what its status says.
+
+        A long stream must not keep an engine on probation, so a good head counts at once.
+        """
         elapsed = now - self._started
         load = self._load
+        if outcome is Outcome.OK and self._book is not None:
+            self._book.judge(self._service, load, outcome, now, probation=self._probation)
+            self._end_probation()
         if load.response_time:
             load.response_time += LATENCY_DECAY * (elapsed - load.response_time)
         else:
@@ -88,9 +92,45 @@ class InFlight:
             return
         self._load.in_flight -= 1
         book.in_flight -= 1
+        probation = self._probation
+        self._end_probation()
+        book.judge(self._service, self._load, outcome, now, probation=probation)
+
+    def _end_probation(self) -> None:
         if self._probation:
-            self._load.on_probation = False
-        book.judge(self._service, self._load, outcome, now, probation=self._probation)
+            self._probation = self._load.on_probation = False
+
+
+class RetryBudget:
+    """Keeps retries from multiplying load on a bad day (Envoy's retry budget, tower's TpsBudget).
+
+    Over a sliding window of 10 to 20 s, retries may be a fifth of the requests, or three.
+    """
+
+    WINDOW = 10.0
+    SHARE = 0.2
+    FLOOR = 3
+
+    def __init__(self) -> None:
+        self._started = 0.0
+        self._requests = [0, 0]  # this window's, last window's
+        self._retries = [0, 0]
+
+    def request(self) -> None:
+        """Count a request (not its retries)."""
+        self._requests[0] += 1
+
+    def take(self, now: float) -> bool:
+        """Count a retry and return True when the budget allows one more."""
+        if now - self._started >= self.WINDOW:
+            recent = now - self._started < 2 * self.WINDOW
+            self._requests = [0, self._requests[0] if recent else 0]
+            self._retries = [0, self._retries[0] if recent else 0]
+            self._started = now
+        if sum(self._retries) >= max(self.FLOOR, self.SHARE * sum(self._requests)):
+            return False
+        self._retries[0] += 1
+        return True
 
 
 class LoadBook:
@@ -98,9 +138,18 @@ class LoadBook:
 
     def __init__(self, max_fails: int, jitter: Callable[[], float] = random.random) -> None:
         self.in_flight = 0
+        self.retries = RetryBudget()
         self._max_fails = max_fails
         self._jitter = jitter
         self._loads: dict[str, EngineLoad] = {}
+        self._turns: dict[str | None, dict[str, float]] = {}
+
+    def turns(self, model: str | None) -> dict[str, float]:
+        """Smooth round-robin's current weights for `model`: service name -> weight."""
+        turns = self._turns.get(model)
+        if turns is None:
+            turns = self._turns[model] = {}
+        return turns
 
     def of(self, service: Service) -> EngineLoad:
         """The counters of `service`, made on first use."""
@@ -122,6 +171,9 @@ class LoadBook:
         names = {service.name for service in services}
         for name in [n for n, load in self._loads.items() if n not in names and not load.in_flight]:
             del self._loads[name]
+        for turns in self._turns.values():
+            for name in turns.keys() - names:
+                del turns[name]
 
     def judge(
         self, service: Service, load: EngineLoad, outcome: Outcome, now: float, *, probation: bool

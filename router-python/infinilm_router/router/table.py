@@ -38,6 +38,11 @@ class Service:
         return (self.host, self.port)
 
     @property
+    def host_field(self) -> bytes:
+        """The value of the `Host` field in requests to it."""
+        return self.netloc(self.port).encode("idna" if not self.host.isascii() else "ascii")
+
+    @property
     def is_engine(self) -> bool:
         """True for services that take inference requests; babysitters never do."""
         return self.metadata.get("type") == ENGINE_TYPE
@@ -82,7 +87,7 @@ class ServiceTable:
 
     @cached_property
     def by_model(self) -> Mapping[str, tuple[Service, ...]]:
-        """model id -> engines that serve it, up or down, in table order."""
+        """Model id -> engines that serve it, up or down, in table order."""
         found: dict[str, list[Service]] = {}
         for service in self.engines:
             for model in dict.fromkeys(service.models):

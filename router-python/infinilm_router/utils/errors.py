@@ -83,5 +83,5 @@ class RouterError(Exception):
         return json.dumps({"error": error}, separators=(",", ":")).encode()
 
     def event(self, request_id: str | None = None) -> bytes:
-        """The error as one server-sent event; the blank line before it ends a cut event."""
-        return b"\n\ndata: " + self.body(request_id) + b"\n\n"
+        """The error as one server-sent event."""
+        return b"data: " + self.body(request_id) + b"\n\n"

@@ -1,0 +1,198 @@
+"""The router as a whole: makes the parts, runs the loops, drains and cleans up."""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import aiohttp
+
+from infinilm_router.config import RouterConfig
+from infinilm_router.handlers import find_handler
+from infinilm_router.handlers.context import Context
+from infinilm_router.models.catalog import ModelCatalog, ModelLearner
+from infinilm_router.proxy.gateway import Gateway
+from infinilm_router.proxy.pool import UpstreamPool
+from infinilm_router.proxy.server import ClientConnection
+from infinilm_router.registry.client import RegistryClient
+from infinilm_router.registry.sync import RegistrySync
+from infinilm_router.router.health import HealthProber
+from infinilm_router.router.load import LoadBook
+from infinilm_router.router.selection import Rules
+from infinilm_router.router.table import Service, ServiceTable, TableStore
+from infinilm_router.utils.access_log import AccessLog
+from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.time import DeadlineQueue
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 4096
+QUIET_CHECK: Final = 0.05  # seconds
+ERROR_EVENT_TIME: Final = 1.0  # seconds for the last error events to reach their clients
+
+
+class App:
+    """Owns every part and every task; `run` returns when all of them have ended."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._config = config
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, then drain. Returns the exit code."""
+        stop = _stop_signals()
+        async with aiohttp.ClientSession(
+            trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+        ) as session:
+            gateway = self._build(session)
+            try:
+                server = await _listen(self._config, gateway)
+            except OSError as error:
+                log.error("can't listen address=%s:%d reason=%s",
+                          self._config.host, self._config.router_port, error.strerror)  # fmt: skip
+                await self._stop_loops()
+                return 1
+            try:
+                await stop.get()
+                await _drain(gateway, server, stop)
+            finally:
+                await self._stop_loops()
+                gateway.close()
+        log.info("stopped")
+        return 0
+
+    def _build(self, session: aiohttp.ClientSession) -> Gateway:
+        config = self._config
+        loop = asyncio.get_running_loop()
+        queue = DeadlineQueue(loop)
+        store = TableStore(ServiceTable(known=not config.registry_urls))
+        store.set_services(config.static_services, known=not config.registry_urls)
+        book = LoadBook(config.max_errors)
+        pool = UpstreamPool(queue, config.pool_idle_timeout, config.proxy_connect_timeout)
+        catalog = ModelCatalog(store)
+        learner = ModelLearner(config, session, store)
+        prober = HealthProber(config, session, store, _on_health_change(pool))
+        gateway = Gateway(
+            config=config,
+            loop=loop,
+            queue=queue,
+            store=store,
+            book=book,
+            pool=pool,
+            rules=Rules(config.policy, config.cache_type_routing_threshold),
+            access_log=AccessLog(loop, config.access_log),
+            find_handler=find_handler(
+                Context(
+                    config=config,
+                    store=store,
+                    load=book,
+                    catalog=catalog,
+                    prober=prober,
+                    draining=lambda: gateway.draining,
+                    started_at=time.time(),
+                )
+            ),
+        )
+        self._start(prober.run(), "health")
+        self._start(learner.run(), "models")
+        if config.registry_urls:
+            client = RegistryClient(session, config.registry_urls)
+            sync = RegistrySync(config, client, store, learner=learner)
+            self._start(sync.run(), "registry")
+        return gateway
+
+    def _start(self, loop: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(loop, name=name)
+        task.add_done_callback(_report_death)
+        self._loops.append(task)
+
+    async def _stop_loops(self) -> None:
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+
+def _report_death(task: asyncio.Task[None]) -> None:
+    """A loop that ends by itself is a fault that must be seen."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("loop died name=%s", task.get_name(), exc_info=error)
+
+
+def _on_health_change(pool: UpstreamPool) -> Any:
+    def changed(service: Service, up: bool) -> None:
+        if not up:
+            pool.drop(service.address)
+
+    return changed
+
+
+def _stop_signals() -> asyncio.Queue[int]:
+    """SIGTERM and SIGINT, in the order in which they come."""
+    signals: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    return signals
+
+
+async def _listen(config: RouterConfig, gateway: Gateway) -> asyncio.Server:
+    server = await gateway.loop.create_server(
+        lambda: ClientConnection(gateway),
+        config.host,
+        config.router_port,
+        backlog=BACKLOG,
+        reuse_address=True,
+    )
+    host, port = server.sockets[0].getsockname()[:2]
+    shown = f"[{host}]" if server.sockets[0].family == socket.AF_INET6 else host
+    log.info("listening on http://%s:%d policy=%s", shown, port, config.policy)
+    return server
+
+
+async def _drain(gateway: Gateway, server: asyncio.Server, stop: asyncio.Queue[int]) -> None:
+    """Stop taking requests, let running ones end; a second signal ends at once."""
+    config = gateway.config
+    log.info("draining in_flight=%d", gateway.book.in_flight)
+    gateway.draining = True
+    drained = gateway.loop.create_task(_drained(gateway, server))
+    again = gateway.loop.create_task(stop.get())
+    limit = config.drain_delay + config.drain_timeout
+    done, _ = await asyncio.wait(
+        (drained, again), timeout=limit, return_when=asyncio.FIRST_COMPLETED
+    )
+    for task in (drained, again):
+        task.cancel()
+    server.close()
+    if again in done:
+        log.info("second signal: stopping at once")
+        return
+    await _end_the_rest(gateway)
+
+
+async def _drained(gateway: Gateway, server: asyncio.Server) -> None:
+    """Balancers see /health say 503 for `drain_delay`, then the port closes, then the rest ends."""
+    await asyncio.sleep(gateway.config.drain_delay)
+    server.close()
+    for client in list(gateway.clients):
+        client.close_if_idle()
+    await _quiet(gateway)
+
+
+async def _quiet(gateway: Gateway) -> None:
+    """Wait until no client is in the middle of a request or an answer."""
+    while any(client.is_busy() for client in gateway.clients):
+        await asyncio.sleep(QUIET_CHECK)
+
+
+async def _end_the_rest(gateway: Gateway) -> None:
+    """Tell the streams that outlive the drain; never end them silently."""
+    error = RouterError(Code.DRAINING, "the router is stopping", close=True)
+    for client in list(gateway.clients):
+        if client.exchange is not None:
+            client.exchange.abort(error)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(_quiet(gateway), ERROR_EVENT_TIME)

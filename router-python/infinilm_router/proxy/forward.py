@@ -1,0 +1,447 @@
+"""One request on its way to an engine: choose, connect, send, and follow the answer to its end.
+
+An `Exchange` lives from the moment the request is whole until its one outcome. It is driven by
+callbacks of the two connections and by its deadline; nothing waits in a task but connecting.
+"""
+
+import asyncio
+import random
+from typing import TYPE_CHECKING, Final
+
+from infinilm_router.proxy.framing import (
+    MAX_RESPONSE_HEAD,
+    BodyReader,
+    Broken,
+    RequestHead,
+    ResponseHead,
+    UntilClose,
+    line_ends_are_clean,
+    parse_response_head,
+    response_body,
+)
+from infinilm_router.proxy.pool import UpstreamConnection
+from infinilm_router.proxy.relay import Relay
+from infinilm_router.proxy.request import RequestFacts
+from infinilm_router.router.load import InFlight, Outcome
+from infinilm_router.router.selection import Choice, Request, choose
+from infinilm_router.router.table import Service
+from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.time import Deadline
+
+if TYPE_CHECKING:
+    from infinilm_router.proxy.server import ClientConnection
+
+MAX_ATTEMPTS: Final = 2
+RETRY_JITTER: Final = 0.025  # seconds; spreads the retries of a burst
+ENGINE_FAULT_STATUS: Final = frozenset((502, 503, 504))
+NO_FACTS: Final = RequestFacts()
+RETRY_ON_RESET: Final = "reset-before-headers"
+
+
+class Exchange:
+    """A proxied request and its answer."""
+
+    __slots__ = (
+        "_body",
+        "_buffer",
+        "_client",
+        "_connecting",
+        "_deadline",
+        "_in_flight",
+        "_last_activity",
+        "_paused",
+        "_reader",
+        "_response",
+        "_retry",
+        "_gateway",
+        "_tried",
+        "_upstream",
+        "attempts",
+        "choice",
+        "ended",
+        "facts",
+        "first_byte_at",
+        "head",
+        "phase",
+        "relay",
+        "request_id",
+        "started",
+    )
+
+    def __init__(
+        self, client: "ClientConnection", head: RequestHead, body: bytes, request_id: bytes
+    ) -> None:
+        self._client = client
+        self._gateway = client.gateway
+        self.head = head
+        self._body = body
+        self.request_id = request_id
+        self.facts = NO_FACTS
+        self.relay = Relay(client, head, keep_alive=client.may_keep_alive(head))
+        self.started = self._gateway.queue.now()
+        self.first_byte_at: float | None = None
+        self.phase = "choose"
+        self.attempts = 0
+        self.choice: Choice | None = None
+        self.ended = False
+        self._tried: list[str] = []
+        self._in_flight: InFlight | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._upstream: UpstreamConnection | None = None
+        self._buffer = b""
+        self._response: ResponseHead | None = None
+        self._reader: BodyReader | None = None
+        self._paused = False
+        self._last_activity = self.started
+        self._deadline: Deadline = client.exchange_deadline
+        self._deadline.callback = self._on_deadline
+
+    # Towards the engine
+
+    def start(self, facts: RequestFacts) -> None:
+        """Send the request on its way."""
+        self.facts = facts
+        self._gateway.book.retries.request()
+        self._attempt(None)
+
+    def _attempt(self, last_error: RouterError | None) -> None:
+        """Choose an engine and send; `last_error` is told when none is left."""
+        gateway = self._gateway
+        facts = self.facts
+        now = gateway.queue.now()
+        wish = Request(
+            facts.model,
+            facts.affinity_key,
+            facts.prompt,
+            facts.prompt_bytes,
+            self._client.peer,
+            self._tried,
+        )
+        try:
+            choice = choose(gateway.store.current, wish, gateway.book, now, gateway.rules)
+        except RouterError as error:
+            self._fail(last_error or error)
+            return
+        if choice is None:
+            assert last_error is not None  # the first attempt has tried nobody
+            self._fail(last_error)
+            return
+        self.choice = choice
+        self.attempts += 1
+        self._tried.append(choice.service.name)
+        self._in_flight = gateway.book.begin(choice.service, now)
+        connection = gateway.pool.checkout(choice.service.address)
+        if connection is not None:
+            self._send(connection)
+        else:
+            self.phase = "connect"
+            self._connecting = gateway.loop.create_task(self._connect(choice.service))
+
+    async def _connect(self, service: Service) -> None:
+        try:
+            connection = await self._gateway.pool.connect(service.address)
+        except (OSError, TimeoutError) as error:
+            self._connecting = None
+            self._connect_failed(service, error)
+        else:
+            self._connecting = None
+            self._send(connection)
+
+    def _connect_failed(self, service: Service, error: OSError) -> None:
+        self._leave_engine(Outcome.ENGINE_FAULT)
+        if isinstance(error, TimeoutError):
+            reason = "connection timed out"
+        elif isinstance(error, ConnectionRefusedError):
+            reason = "connection refused"
+        else:
+            reason = f"connection failed ({error.strerror or error})"
+        failed = RouterError(
+            Code.CONNECT_FAILED, f"Service unavailable - {reason}: engine '{service.name}'"
+        )
+        self._retry_or_fail(failed)
+
+    def _retry_or_fail(self, error: RouterError) -> None:
+        """Try one more engine when the budget allows it."""
+        gateway = self._gateway
+        if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
+            delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
+            self._retry = gateway.loop.call_later(delay, self._attempt, error)
+        else:
+            self._fail(error)
+
+    def _send(self, connection: UpstreamConnection) -> None:
+        assert self.choice is not None
+        self._upstream = connection
+        connection.user = self
+        self.phase = "first_byte"
+        head = self._gateway.upstream_head(
+            self._client, self, self.choice.service, len(self._body)
+        )
+        if self._body:
+            connection.transport.writelines((head, self._body))
+        else:
+            connection.transport.write(head)
+        self._last_activity = self._gateway.queue.now()
+        self._set_deadline()
+        if self._client.write_paused:
+            self.pause()
+
+    # From the engine
+
+    def upstream_data(self, data: bytes) -> None:
+        """Bytes from the engine: the head first, then the body."""
+        self._last_activity = self._gateway.queue.now()
+        if self._reader is None:
+            self._head_data(self._buffer + data if self._buffer else data)
+        else:
+            self._body_data(data)
+
+    def _head_data(self, data: bytes) -> None:
+        while True:
+            end = data.find(b"\r\n\r\n")
+            try:
+                if end < 0:
+                    self._check_partial_head(data)
+                    self._buffer = data
+                    return
+                head = parse_response_head(data[: end + 4])
+            except Broken as fault:
+                self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
+                return
+            data = data[end + 4 :]
+            if head.status >= 200:
+                break
+        self._buffer = b""
+        self._begin_answer(head, data)
+
+    def _check_partial_head(self, data: bytes) -> None:
+        if len(data) > MAX_RESPONSE_HEAD:
+            raise Broken(f"head larger than {MAX_RESPONSE_HEAD} bytes")
+        if not line_ends_are_clean(data):
+            raise Broken("malformed head: lines must end with CRLF")
+        if not b"HTTP/1.".startswith(data[:7]):
+            raise Broken("malformed status line")
+
+    def _begin_answer(self, head: ResponseHead, data: bytes) -> None:
+        now = self._last_activity
+        assert self._in_flight is not None
+        fault = head.status in ENGINE_FAULT_STATUS
+        self.first_byte_at = now
+        self._in_flight.first_byte(Outcome.NEUTRAL if fault else Outcome.OK, now)
+        self._response = head
+        self._reader = response_body(head, self.head.method)
+        self.phase = "stream"
+        if self.relay.started and not (head.event_stream and head.status == 200):
+            self._engine_broke(
+                Code.UPSTREAM_INVALID,
+                f"it answered {head.status} after the stream to the client had begun",
+            )
+            return
+        self._set_deadline()
+        self._body_data(data, head)
+
+    def _body_data(self, data: bytes, head: ResponseHead | None = None) -> None:
+        """Relay what came of the body; `head` goes out before it when given."""
+        reader = self._reader
+        assert reader is not None
+        try:
+            payload, rest = reader.feed(data) if data else (b"", b"")
+        except Broken as fault:
+            self._start_or_feed(head, b"")
+            self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
+            return
+        if not reader.done:
+            self._start_or_feed(head, payload)
+        else:
+            self._start_or_feed(head, payload)
+            self._complete(clean=(not rest and not data == b"") or not rest)
+
+    def _start_or_feed(self, head: ResponseHead | None, payload: bytes) -> None:
+        if head is None or self.relay.started:
+            self.relay.feed(payload)
+        else:
+            self.relay.start(head, self.own_fields(), payload)
+
+    def _complete(self, *, clean: bool) -> None:
+        """The body's end has come; `clean` = the connection can be used again."""
+        assert self._response is not None
+        assert self.choice is not None
+        ends_by_closing = self.choice.service.metadata.get("stream_end") == "close"
+        if not ends_by_closing and not self.relay.looks_complete():
+            self._engine_broke(Code.UPSTREAM_RESET, "the stream ended without [DONE]")
+            return
+        fault = self._response.status in ENGINE_FAULT_STATUS
+        self._leave_engine(
+            Outcome.ENGINE_FAULT if fault else Outcome.OK,
+            keep=clean and self._response.keep_alive(),
+        )
+        self._end(None)
+        self._client.exchange_done(keep_alive=self.relay.finish())
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The engine's connection ended before the answer did (or the answer ends with it)."""
+        self._upstream = None
+        if isinstance(self._reader, UntilClose) and error is None:
+            self._reader.done = True
+            self._complete(clean=False)
+            return
+        before_head = self._reader is None
+        code = Code.UPSTREAM_RESET
+        detail = "it closed the connection " + (
+            "before it answered" if before_head else "before the end of its answer"
+        )
+        if before_head and not self.relay.started and not self._buffer:
+            self._reset_before_head(detail)
+        else:
+            self._engine_broke(code, detail)
+
+    def _reset_before_head(self, detail: str) -> None:
+        if RETRY_ON_RESET not in self._gateway.config.retry_on:
+            self._engine_broke(Code.UPSTREAM_RESET, detail)
+            return
+        self._leave_engine(Outcome.ENGINE_FAULT)
+        self._retry_or_fail(self._bad_gateway(Code.UPSTREAM_RESET, detail))
+
+    def upstream_writable(self, writable: bool) -> None:
+        """The request's body is whole in memory: there is nobody to slow down."""
+
+    # Deadlines
+
+    def _set_deadline(self) -> None:
+        config = self._gateway.config
+        limit = self._silence_limit()
+        if self._pings():
+            limit = min(limit, config.sse_ping_interval)
+        self._gateway.queue.set(self._deadline, limit)
+
+    def _silence_limit(self) -> float:
+        config = self._gateway.config
+        if self._reader is not None:
+            return config.idle_timeout
+        return config.first_byte_timeout if self.facts.stream else config.response_timeout
+
+    def _pings(self) -> bool:
+        if not self.facts.stream or not self._gateway.config.sse_ping_interval:
+            return False
+        return self._response is None or self._response.event_stream
+
+    def _on_deadline(self) -> None:
+        queue = self._gateway.queue
+        silence = queue.now() - self._last_activity
+        limit = self._silence_limit()
+        if self._paused:  # the client reads slowly: the engine is not to blame for silence
+            queue.set(self._deadline, limit)
+            return
+        if silence >= limit - 0.001:
+            if self._reader is None:
+                self._engine_broke(Code.FIRST_BYTE_TIMEOUT, f"no answer within {limit:g} s")
+            else:
+                self._engine_broke(Code.IDLE_TIMEOUT, f"no byte for {limit:g} s")
+            return
+        wait = limit - silence
+        if self._pings():
+            interval = self._gateway.config.sse_ping_interval
+            if silence >= interval - 0.001:
+                self._ping()
+                wait = min(wait, interval)
+            else:
+                wait = min(wait, interval - silence)
+        queue.set(self._deadline, wait)
+
+    def _ping(self) -> None:
+        if not self.relay.started:
+            self.relay.start_early(self.own_fields())
+        elif self.relay.between_events():
+            self.relay.ping()
+
+    # Ends
+
+    def pause(self) -> None:
+        """The client takes no more: slow the engine instead of filling memory."""
+        self._paused = True
+        if self._upstream is not None:
+            self._upstream.transport.pause_reading()
+
+    def resume(self) -> None:
+        """The client takes bytes again."""
+        self._paused = False
+        self._last_activity = self._gateway.queue.now()
+        if self._upstream is not None:
+            self._upstream.transport.resume_reading()
+
+    def client_gone(self) -> None:
+        """The client left: stop the engine's work at once; nobody is to blame."""
+        if self.ended:
+            return
+        self._leave_engine(Outcome.NEUTRAL)
+        self._end("client_closed")
+
+    def abort(self, error: RouterError) -> None:
+        """End it from inside: refused before it was sent, drain's limit, internal fault."""
+        if not self.ended:
+            self._leave_engine(Outcome.NEUTRAL)
+            self._fail(error)
+
+    def _engine_broke(self, code: Code, detail: str) -> None:
+        self._leave_engine(Outcome.ENGINE_FAULT)
+        self._fail(self._bad_gateway(code, detail))
+
+    def _bad_gateway(self, code: Code, detail: str) -> RouterError:
+        assert self.choice is not None
+        text = (
+            "Service timeout"
+            if code in (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
+            else "Bad gateway - error communicating with service"
+        )
+        return RouterError(code, f"{text}: engine '{self.choice.service.name}': {detail}")
+
+    def _fail(self, error: RouterError) -> None:
+        if not self.relay.started:
+            self.relay.status = error.http_status
+        self._end(error.code.text)
+        if self.relay.started:
+            self.relay.break_off(error, self.request_id.decode())
+            self._client.exchange_done(keep_alive=False)
+        else:
+            self._client.answer_error(error, self.head, self.own_fields())
+
+    def _leave_engine(self, outcome: Outcome, *, keep: bool = False) -> None:
+        """Release load and connection; the connection goes back to the pool with `keep`."""
+        if self._in_flight is not None:
+            self._in_flight.release(outcome, self._gateway.queue.now())
+            self._in_flight = None
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.user = None
+            if self._paused:
+                upstream.transport.resume_reading()
+            if keep:
+                self._gateway.pool.put(upstream)
+            else:
+                upstream.close()
+
+    def _end(self, code: str | None) -> None:
+        self.ended = True
+        self._gateway.queue.clear(self._deadline)
+        if self._retry is not None:
+            self._retry.cancel()
+        now = self._gateway.queue.now()
+        self._gateway.access_log.exchange(self, code, self._client.peer, now)
+
+    def own_fields(self) -> bytes:
+        """The router's own fields of the answer, as they stand on the wire."""
+        if self.choice is None:
+            return b"x-request-id: %b\r\n" % self.request_id
+        return (
+            b"x-request-id: %b\r\nx-infinilm-service: %b\r\n"
+            b"x-infinilm-attempts: %d\r\nx-infinilm-policy: %b\r\n"
+        ) % (
+            self.request_id,
+            self.choice.service.name.encode("latin-1", "replace"),
+            self.attempts,
+            self.choice.why.encode(),
+        )

@@ -1,0 +1,532 @@
+"""HTTP/1.1 framing: heads and bodies of requests and responses, by the rules of docs/HTTP.md.
+
+Heads go through llhttp (httptools); what it lets pass and the rules forbid is refused here.
+Bodies are delimited by the small state machines below. Nothing here does input or output.
+"""
+
+import re
+from typing import Final, Protocol
+
+import httptools
+
+from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.headers import (
+    FORWARDED,
+    HOP_BY_HOP,
+    SAFE_REQUEST_ID,
+    connection_tokens,
+)
+
+MAX_REQUEST_HEAD: Final = 16 * 1024
+MAX_REQUEST_FIELDS: Final = 100
+MAX_TARGET: Final = 8 * 1024
+MAX_RESPONSE_HEAD: Final = 64 * 1024
+MAX_RESPONSE_FIELDS: Final = 200
+MAX_CHUNK_LINE: Final = 256
+MAX_TRAILERS: Final = 16 * 1024
+
+METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+_REQUEST_LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+) ([^ ]+) HTTP/(\d)\.(\d)\r\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([2-5]\d\d|1\d\d)(?: ([^\r\n\x00]*))?\r\n")
+_TARGET = re.compile(rb"/[\x21\x22\x24-\x5b\x5d-\x7e]*")
+_ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]+)(.*)", re.DOTALL)
+_DOT_SEGMENT = re.compile(rb"/(?:\.|%2e){1,2}(?:/|$)|%00", re.IGNORECASE)
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
+_LENGTH = re.compile(rb"\d{1,18}")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+# Engines behind CGI-like servers read these as the fields that delimit a message.
+_LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
+
+
+def refused(message: str, status: int = 400, code: Code = Code.INVALID_REQUEST) -> RouterError:
+    """The error for a request whose framing can't be trusted: answer, then close."""
+    return RouterError(code, message, status=status, close=True)
+
+
+class Broken(Exception):  # noqa: N818 - it is what happened, not a fault of ours
+    """The peer's bytes do not follow the rules; `str()` says how."""
+
+
+class _Fields:
+    """What llhttp reports of a head, sorted into what is passed on and what frames the message."""
+
+    __slots__ = (
+        "connection",
+        "content_length",
+        "count",
+        "fault",
+        "lines",
+        "transfer_encoding",
+    )
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []  # name, b": ", value, b"\r\n", name, ... of what is passed on
+        self.count = 0
+        self.content_length: bytes | None = None
+        self.transfer_encoding: bytes | None = None
+        self.connection: list[bytes] = []
+        self.fault: str | None = None
+
+    def on_framing(self, name: bytes, value: bytes) -> None:
+        """One of the hop-by-hop fields."""
+        if name == b"connection":
+            self.connection += connection_tokens(value)
+        elif name == b"content-length":
+            if self.content_length is not None or not _LENGTH.fullmatch(value):
+                self.fault = "Content-Length must stand once and be a plain number"
+            self.content_length = value
+        elif name == b"transfer-encoding":
+            if self.transfer_encoding is not None or value.lower() != b"chunked":
+                self.fault = "Transfer-Encoding must stand once and be 'chunked'"
+            self.transfer_encoding = value
+
+    def end(self) -> None:
+        """After the last field: checks across fields, removal of what Connection names."""
+        if self.content_length is not None and self.transfer_encoding is not None:
+            self.fault = "Content-Length and Transfer-Encoding exclude each other"
+        named = [token for token in self.connection if token not in (b"close", b"keep-alive")]
+        if named:
+            lines = self.lines
+            fields = [lines[i : i + 4] for i in range(0, len(lines), 4)]
+            self.lines = [part for f in fields if f[0].lower() not in named for part in f]
+
+    @property
+    def length(self) -> int | None:
+        """The announced length in bytes, None without one."""
+        return None if self.content_length is None else int(self.content_length)
+
+    @property
+    def chunked(self) -> bool:
+        return self.transfer_encoding is not None
+
+
+class RequestHead(_Fields):
+    """A request's head that follows the rules. Built by `parse_request_head`."""
+
+    __slots__ = (
+        "authorization",
+        "content_type",
+        "expect_continue",
+        "forwarded",
+        "host",
+        "http_1_0",
+        "method",
+        "path",
+        "query",
+        "request_id",
+        "session",
+        "target",
+        "upgrade",
+        "via",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = b""
+        self.target = b""
+        self.path = b""
+        self.query = b""
+        self.http_1_0 = False
+        self.host: bytes | None = None
+        self.content_type = b""
+        self.authorization: bytes | None = None
+        self.expect_continue = False
+        self.upgrade: bytes | None = None
+        self.request_id: bytes | None = None
+        self.via: list[bytes] = []
+        self.forwarded: list[tuple[bytes, bytes]] = []
+        self.session: dict[bytes, bytes] = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by llhttp for each field."""
+        self.count += 1
+        low = name.lower()
+        rule = _REQUEST_RULES.get(low)
+        if rule is not None and not rule(self, low, value):
+            return
+        if low[:6] == b"proxy-":
+            return
+        self.lines += (name, b": ", value, b"\r\n")
+
+    def keep_alive(self) -> bool:
+        """Whether the client wants to use the connection again (RFC 9112 9.3)."""
+        if self.http_1_0:
+            return b"keep-alive" in self.connection and b"close" not in self.connection
+        return b"close" not in self.connection
+
+
+# Rules by lower-case field name: called with (head, name, value); True = pass the field on.
+
+
+def _on_framing(head: _Fields, name: bytes, value: bytes) -> bool:
+    head.on_framing(name, value)
+    return False
+
+
+def _on_host(head: RequestHead, _: bytes, value: bytes) -> bool:
+    if head.host is not None or not _HOST.fullmatch(value):
+        head.fault = "Host must stand once and be a host with an optional port"
+    head.host = value
+    return False
+
+
+def _on_expect(head: RequestHead, _: bytes, value: bytes) -> bool:
+    if value.lower() == b"100-continue":
+        head.expect_continue = True
+    else:
+        raise refused("the only expectation that can be met is 100-continue", 417)
+    return False
+
+
+def _on_upgrade(head: RequestHead, _: bytes, value: bytes) -> bool:
+    head.upgrade = value
+    return False
+
+
+def _on_lookalike(head: RequestHead, name: bytes, _: bytes) -> bool:
+    head.fault = f"the field name {name.decode()} looks like one that delimits the body"
+    return False
+
+
+def _on_forwarded(head: RequestHead, name: bytes, value: bytes) -> bool:
+    head.forwarded.append((name, value))
+    return False
+
+
+def _on_request_id(head: RequestHead, _: bytes, value: bytes) -> bool:
+    if SAFE_REQUEST_ID.fullmatch(value):
+        head.request_id = value
+    return False
+
+
+def _on_via(head: RequestHead, _: bytes, value: bytes) -> bool:
+    head.via.append(value)
+    return True
+
+
+def _on_content_type(head: RequestHead, _: bytes, value: bytes) -> bool:
+    head.content_type = value
+    return True
+
+
+def _on_authorization(head: RequestHead, _: bytes, value: bytes) -> bool:
+    head.authorization = value
+    return True
+
+
+def _on_session(head: RequestHead, name: bytes, value: bytes) -> bool:
+    head.session.setdefault(name, value)
+    return True
+
+
+SESSION_FIELDS: Final = (
+    b"x-infinilm-session",
+    b"x-session-id",
+    b"x-claude-code-session-id",
+    b"x-session-affinity",
+    b"session-id",
+)
+_REQUEST_RULES = {
+    **dict.fromkeys(HOP_BY_HOP, _on_framing),
+    **dict.fromkeys(FORWARDED, _on_forwarded),
+    **dict.fromkeys(_LOOKALIKES, _on_lookalike),
+    **dict.fromkeys(SESSION_FIELDS, _on_session),
+    b"host": _on_host,
+    b"expect": _on_expect,
+    b"upgrade": _on_upgrade,
+    b"x-request-id": _on_request_id,
+    b"via": _on_via,
+    b"content-type": _on_content_type,
+    b"authorization": _on_authorization,
+}
+
+
+class ResponseHead(_Fields):
+    """An engine's response head that follows the rules. Built by `parse_response_head`."""
+
+    __slots__ = ("event_stream", "http_1_0", "reason", "seen", "status")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status = 0
+        self.reason = b""
+        self.http_1_0 = False
+        self.event_stream = False
+        self.seen: set[bytes] = set()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by llhttp for each field."""
+        self.count += 1
+        low = name.lower()
+        if low in HOP_BY_HOP:
+            self.on_framing(low, value)
+            return
+        if low in _RESPONSE_NOTED:
+            self.seen.add(low)
+            if low == b"content-type":
+                self.event_stream = value[:17].lower() == b"text/event-stream"
+        elif low in _RESPONSE_OURS or low[:6] == b"proxy-":
+            return
+        self.lines += (name, b": ", value, b"\r\n")
+
+    def keep_alive(self) -> bool:
+        """Whether the engine lets the connection be used again."""
+        if self.http_1_0:
+            return b"keep-alive" in self.connection
+        return b"close" not in self.connection
+
+
+_RESPONSE_NOTED = frozenset((b"content-type", b"x-accel-buffering", b"cache-control"))
+_RESPONSE_OURS = frozenset(
+    (b"x-request-id", b"x-infinilm-service", b"x-infinilm-attempts", b"x-infinilm-policy")
+)
+
+
+def parse_request_head(data: bytes) -> RequestHead:
+    """Parse a whole head, empty line included.
+
+    Raises:
+        RouterError: it breaks a rule of docs/HTTP.md section 1 or 2; always with `close`.
+    """
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        raise refused("the request line must be METHOD TARGET HTTP/1.1")
+    method, target, major, minor = line.groups()
+    if major != b"1" or minor not in (b"0", b"1"):
+        raise refused("only HTTP/1.1 and HTTP/1.0 are served", 505)
+    if method not in METHODS:
+        raise refused("this method is not served", 501)
+    head = RequestHead()
+    head.method, head.http_1_0 = method, minor == b"0"
+    _parse_fields(httptools.HttpRequestParser(head), data, head, MAX_REQUEST_FIELDS)
+    _check_request(head)
+    _set_target(head, target)
+    return head
+
+
+def _parse_fields(
+    parser: "httptools.HttpRequestParser | httptools.HttpResponseParser",
+    data: bytes,
+    head: _Fields,
+    max_fields: int,
+) -> None:
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # whether an upgrade is wanted is decided from the fields
+    except httptools.HttpParserCallbackError as error:
+        if isinstance(error.__context__, RouterError):
+            raise error.__context__ from None
+        raise
+    except httptools.HttpParserError as error:
+        raise refused(f"malformed head: {error}") from None
+    if head.count > max_fields:
+        raise refused(f"more than {max_fields} header fields", 431)
+    head.end()
+    if head.fault:
+        raise refused(head.fault)
+
+
+def _check_request(head: RequestHead) -> None:
+    if head.host is None and not head.http_1_0:
+        raise refused("Host is missing")
+    if head.chunked and head.http_1_0:
+        raise refused("Transfer-Encoding does not exist in HTTP/1.0")
+    if head.method in BODYLESS_METHODS and (head.chunked or head.length):
+        raise refused(f"{head.method.decode()} must not have a body")
+    if head.upgrade is not None and b"upgrade" in head.connection:
+        if head.upgrade.strip().lower() != b"h2c":
+            raise refused("protocol upgrades are not served", 501)
+
+
+def _set_target(head: RequestHead, target: bytes) -> None:
+    if len(target) > MAX_TARGET:
+        raise refused(f"the target is longer than {MAX_TARGET} bytes", 414)
+    if absolute := _ABSOLUTE.fullmatch(target):
+        authority, target = absolute.groups()
+        if authority.lower() != (head.host or b"").lower():
+            raise refused("the target's host differs from the Host field")
+        if not target.startswith(b"/"):
+            target = b"/" + target
+    if not _TARGET.fullmatch(target):
+        raise refused("the target must be a path of visible ASCII characters without '#' or '\\'")
+    path, _, query = target.partition(b"?")
+    if _DOT_SEGMENT.search(path):
+        raise refused("the path must not hold dot segments or %00")
+    head.target, head.path, head.query = target, path, query
+
+
+def parse_response_head(data: bytes) -> ResponseHead:
+    """Parse an engine's whole head, empty line included.
+
+    Raises:
+        Broken: it breaks a rule of docs/HTTP.md section 5.
+    """
+    line = _STATUS_LINE.match(data)
+    if line is None:
+        raise Broken("malformed status line")
+    head = ResponseHead()
+    head.http_1_0 = line[1] == b"0"
+    head.status = int(line[2])
+    head.reason = line[3] or b""
+    if head.status == 101:
+        raise Broken("the engine switched protocols, which nobody asked for")
+    try:
+        _parse_fields(httptools.HttpResponseParser(head), data, head, MAX_RESPONSE_FIELDS)
+    except RouterError as error:
+        raise Broken(error.message) from None
+    return head
+
+
+def line_ends_are_clean(data: bytes) -> bool:
+    """Whether every LF follows a CR and there is no NUL."""
+    return data.count(b"\n") == data.count(b"\r\n") and b"\0" not in data
+
+
+class BodyReader(Protocol):
+    """Finds where a body ends."""
+
+    done: bool
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """Take bytes from the wire; returns (payload, what follows the body).
+
+        Raises:
+            Broken: the coding is malformed.
+        """
+
+
+class SizedBody:
+    """A body of a known number of bytes."""
+
+    __slots__ = ("done", "left")
+
+    def __init__(self, length: int) -> None:
+        self.left = length
+        self.done = length == 0
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See BodyReader."""
+        left = self.left
+        size = len(data)
+        if size <= left:
+            self.left = left - size
+            self.done = size == left
+            return data, b""
+        self.left = 0
+        self.done = True
+        return data[:left], data[left:]
+
+
+class ChunkedBody:
+    """The chunked coding (RFC 9112 7.1). Extensions and trailers are dropped."""
+
+    __slots__ = ("_held", "_left", "_state", "_trailers", "done")
+
+    SIZE, DATA, DATA_END, TRAILERS = range(4)
+
+    def __init__(self) -> None:
+        self.done = False
+        self._state = self.SIZE
+        self._left = 0  # bytes of the current chunk still to come
+        self._held = b""  # an incomplete line
+        self._trailers = 0
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See BodyReader. Chunks that arrive together come back as one payload."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        parts: list[bytes] = []
+        at = 0
+        while not self.done and at < len(data):
+            if self._state == self.DATA:
+                part = data[at : at + self._left]
+                parts.append(part)
+                at += len(part)
+                self._left -= len(part)
+                if not self._left:
+                    self._state = self.DATA_END
+                continue
+            end = self._line_end(data, at)
+            if end < 0:
+                self._held = data[at:]
+                at = len(data)
+            else:
+                self._line(data[at:end])
+                at = end + 2
+        payload = parts[0] if len(parts) == 1 else b"".join(parts)
+        return payload, data[at:] if self.done else b""
+
+    def _line_end(self, data: bytes, at: int) -> int:
+        """Where the line at `at` ends, -1 when it is not complete."""
+        if self._state == self.DATA_END:
+            end = at if data[at : at + 2] == b"\r\n" else -1
+            if end < 0 and data[at : at + 2] != b"\r":
+                raise Broken("a chunk is longer than its size says")
+            return end
+        limit = MAX_TRAILERS - self._trailers if self._state == self.TRAILERS else MAX_CHUNK_LINE
+        end = data.find(b"\n", at, at + limit + 2)
+        if end < 0 and len(data) - at > limit:
+            raise Broken("a chunk size line or trailer is too long")
+        if end >= 0 and (end == at or data[end - 1] != 13):
+            raise Broken("a line of the chunked coding does not end with CRLF")
+        return end - 1 if end >= 0 else -1
+
+    def _line(self, line: bytes) -> None:
+        if self._state == self.DATA_END:
+            self._state = self.SIZE
+        elif self._state == self.TRAILERS:
+            self._trailers += len(line) + 2
+            self.done = not line
+        else:
+            size = _CHUNK_SIZE.fullmatch(line)
+            if size is None:
+                raise Broken("malformed chunk size")
+            self._left = int(size[1], 16)
+            self._state = self.DATA if self._left else self.TRAILERS
+
+
+class UntilClose:
+    """A body that ends with its connection (RFC 9112 6.3, rule 8)."""
+
+    __slots__ = ("done",)
+
+    def __init__(self) -> None:
+        self.done = False
+
+    def feed(self, data: bytes) -> tuple[bytes, bytes]:
+        """See BodyReader."""
+        return data, b""
+
+
+def request_body(head: RequestHead, max_bytes: int) -> BodyReader:
+    """The reader for a request's body.
+
+    Raises:
+        RouterError: `body_too_large` by the announced length.
+    """
+    if head.chunked:
+        return ChunkedBody()
+    length = head.length or 0
+    if length > max_bytes:
+        raise too_large(max_bytes)
+    return SizedBody(length)
+
+
+def too_large(max_bytes: int) -> RouterError:
+    """The body limit was passed."""
+    return RouterError(
+        Code.BODY_TOO_LARGE, f"the request body is larger than {max_bytes} bytes", close=True
+    )
+
+
+def response_body(head: ResponseHead, method: bytes) -> BodyReader:
+    """The reader for a response's body (RFC 9112 6.3)."""
+    if method == b"HEAD" or head.status in (204, 304):
+        return SizedBody(0)
+    if head.chunked:
+        return ChunkedBody()
+    if head.content_length is not None:
+        return SizedBody(int(head.content_length))
+    return UntilClose()

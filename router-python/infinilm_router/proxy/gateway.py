@@ -1,0 +1,164 @@
+"""What all connections share: the state of the router, and the checks before a request is forwarded."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from infinilm_router.config import RouterConfig
+from infinilm_router.handlers.context import LocalAnswer
+from infinilm_router.proxy.framing import RequestHead
+from infinilm_router.proxy.pool import UpstreamPool
+from infinilm_router.router.load import LoadBook
+from infinilm_router.router.selection import Rules
+from infinilm_router.router.table import Service, TableStore
+from infinilm_router.utils.access_log import AccessLog
+from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.headers import request_id_maker
+from infinilm_router.utils.time import DeadlineQueue
+
+if TYPE_CHECKING:
+    from infinilm_router.proxy.forward import Exchange
+    from infinilm_router.proxy.server import ClientConnection
+
+log = logging.getLogger(__name__)
+
+# The inference names that engines serve without the /v1 prefix. Everything else that engines
+# publish (sleep, weights, abort ...) stays closed unless `proxy_paths` opens it.
+OPEN_PATHS: Final = frozenset(
+    (
+        b"/chat/completions",
+        b"/completions",
+        b"/embeddings",
+        b"/rerank",
+        b"/score",
+        b"/tokenize",
+        b"/detokenize",
+        b"/responses",
+        b"/messages",
+        b"/generate",
+    )
+)
+OPEN_PREFIXES: Final = (b"/v1/", b"/audio/", b"/images/", b"/responses/", b"/messages/")
+_LENGTH_ALWAYS: Final = frozenset((b"POST", b"PUT", b"PATCH"))
+
+Handler = Callable[[RequestHead], LocalAnswer]
+
+
+@dataclass(slots=True)
+class Gateway:
+    """The parts that connections need. Made by the app, used on the event loop only."""
+
+    config: RouterConfig
+    loop: asyncio.AbstractEventLoop
+    queue: DeadlineQueue
+    store: TableStore
+    book: LoadBook
+    pool: UpstreamPool
+    rules: Rules
+    access_log: AccessLog
+    find_handler: Callable[[bytes], Handler | None]
+    engine_api_key: bytes | None = None
+    draining: bool = False
+    clients: set["ClientConnection"] = field(default_factory=set)
+    new_request_id: Callable[[], bytes] = field(default_factory=request_id_maker)
+    via: bytes = field(default_factory=lambda: b"infinilm-" + secrets.token_hex(4).encode())
+
+    def admit(self, client: "ClientConnection") -> bool:
+        """Register a new client; False when there are too many."""
+        self.clients.add(client)
+        return len(self.clients) <= self.config.max_connections
+
+    def forget(self, client: "ClientConnection") -> None:
+        """A client's connection has ended."""
+        self.clients.discard(client)
+
+    def close(self) -> None:
+        """Close what is left: connections, timers, the log."""
+        for client in list(self.clients):
+            client.reset()
+        self.pool.close()
+        self.queue.close()
+        self.access_log.flush()
+
+    def check_forwardable(self, head: RequestHead) -> None:
+        """May this request go to an engine?
+
+        Raises:
+            RouterError: `path_not_allowed` or `loop_detected`.
+        """
+        path = head.path
+        if not (
+            path in OPEN_PATHS
+            or path.startswith(OPEN_PREFIXES)
+            or (self.config.proxy_paths and self._opened(path))
+        ):
+            raise RouterError(
+                Code.PATH_NOT_ALLOWED,
+                f"{path.decode()} is not a path of the API; --proxy-paths opens further ones",
+            )
+        if head.via and any(self.via in value for value in head.via):
+            raise RouterError(
+                Code.LOOP_DETECTED, "this router is registered as an engine of itself"
+            )
+
+    def _opened(self, path: bytes) -> bool:
+        return any(path.startswith(prefix.encode()) for prefix in self.config.proxy_paths)
+
+    def upstream_head(
+        self, client: "ClientConnection", exchange: "Exchange", service: Service, body_length: int
+    ) -> bytes:
+        """The request's head as the engine gets it (docs/HTTP.md section 4)."""
+        head = exchange.head
+        lines = [
+            b"%b %b HTTP/1.1\r\nHost: %b\r\n"
+            % (head.method, engine_target(service, head), service.host_field),
+            *head.lines,
+        ]
+        if self.engine_api_key is not None:
+            lines = _with_key(lines, self.engine_api_key)
+        lines.append(self._forwarded(client, head))
+        lines.append(b"X-Request-Id: %b\r\nVia: 1.1 %b\r\n" % (exchange.request_id, self.via))
+        if body_length or head.method in _LENGTH_ALWAYS:
+            lines.append(b"Content-Length: %d\r\n" % body_length)
+        lines.append(b"\r\n")
+        return b"".join(lines)
+
+    def _forwarded(self, client: "ClientConnection", head: RequestHead) -> bytes:
+        known: Mapping[bytes, bytes] = dict(head.forwarded) if client.trusted else {}
+        chain = known.get(b"x-forwarded-for")
+        extra = b"".join(
+            b"%b: %b\r\n" % (name, known[name])
+            for name in (b"forwarded", b"x-real-ip")
+            if name in known
+        )
+        return b"X-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (
+            b"%b, %b" % (chain, client.peer) if chain else client.peer,
+            known.get(b"x-forwarded-host", head.host or b""),
+            known.get(b"x-forwarded-proto", b"http"),
+            extra,
+        )
+
+
+def engine_target(service: Service, head: RequestHead) -> bytes:
+    """The target for one engine: `metadata.api_prefix` maps `/v1/...` and the unprefixed names.
+
+    Without that key the target passes unchanged, byte for byte.
+    """
+    prefix = service.metadata.get("api_prefix")
+    if prefix == "" and head.path.startswith(b"/v1/"):
+        return head.target[3:]
+    if prefix == "/v1" and not head.path.startswith(b"/v1/"):
+        return b"/v1" + head.target
+    return head.target
+
+
+def _with_key(lines: list[bytes], key: bytes) -> list[bytes]:
+    """Replace the client's Authorization by the engine's own key."""
+    kept = lines[:1]
+    for at in range(1, len(lines), 4):
+        if lines[at].lower() != b"authorization":
+            kept += lines[at : at + 4]
+    return [*kept, b"Authorization: Bearer %b\r\n" % key]

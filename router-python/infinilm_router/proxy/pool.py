@@ -1,0 +1,146 @@
+"""Connections to engines: kept open between requests, for one request at a time."""
+
+import asyncio
+import select
+from typing import Protocol, cast
+
+from infinilm_router.utils.time import Deadline, DeadlineQueue
+
+Address = tuple[str, int]
+MAX_IDLE_PER_ENGINE = 256
+
+
+class UpstreamUser(Protocol):
+    """Who uses a connection at the moment: gets its bytes and learns of its end."""
+
+    def upstream_data(self, data: bytes) -> None:
+        """Bytes from the engine."""
+
+    def upstream_lost(self, error: Exception | None) -> None:
+        """The connection has ended; `error` is None after an orderly end."""
+
+    def upstream_writable(self, writable: bool) -> None:
+        """The engine stopped, or began again, to take what is sent."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to an engine."""
+
+    def __init__(self, pool: "UpstreamPool", address: Address) -> None:
+        self.address = address
+        self.user: UpstreamUser | None = None
+        self.transport: asyncio.Transport
+        self._pool = pool
+        self._idle_end = Deadline(self.close)
+        self._readable: select.poll
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self._readable = select.poll()
+        self._readable.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+
+    def data_received(self, data: bytes) -> None:
+        if self.user is None:
+            self.close()  # nobody asked for it: an answer too many, or a goodbye
+        else:
+            self.user.upstream_data(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pool.forget(self)
+        user, self.user = self.user, None
+        if user is not None:
+            user.upstream_lost(exc)
+
+    def pause_writing(self) -> None:
+        if self.user is not None:
+            self.user.upstream_writable(False)
+
+    def resume_writing(self) -> None:
+        if self.user is not None:
+            self.user.upstream_writable(True)
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection can take a request: open, and nothing has arrived on it.
+
+        Asks the kernel, since the engine's end may not have been read yet: a request sent into a
+        closing connection could not be told from one that the engine took.
+        """
+        return not self.transport.is_closing() and not self._readable.poll(0)
+
+    def close(self) -> None:
+        """Close at once; what was not sent yet is dropped."""
+        self.user = None
+        self.transport.abort()
+
+    def keep(self, queue: DeadlineQueue, seconds: float) -> None:
+        """Rest in the pool for at most `seconds`."""
+        self.user = None
+        queue.set(self._idle_end, seconds)
+
+    def take(self, queue: DeadlineQueue) -> None:
+        """Leave the pool."""
+        queue.clear(self._idle_end)
+
+
+class UpstreamPool:
+    """Idle connections by engine address, last used first. Used on the event loop only."""
+
+    def __init__(self, queue: DeadlineQueue, idle_timeout: float, connect_timeout: float) -> None:
+        self._queue = queue
+        self._idle_timeout = idle_timeout
+        self._connect_timeout = connect_timeout
+        self._idle: dict[Address, list[UpstreamConnection]] = {}
+        self._closed = False
+
+    def checkout(self, address: Address) -> UpstreamConnection | None:
+        """An idle connection that is alive, None without one."""
+        idle = self._idle.get(address)
+        while idle:
+            connection = idle.pop()
+            connection.take(self._queue)
+            if connection.is_alive():
+                return connection
+            connection.close()
+        return None
+
+    def put(self, connection: UpstreamConnection) -> None:
+        """Give back a connection whose last answer ended exactly where it should."""
+        idle = self._idle.setdefault(connection.address, [])
+        if self._closed or len(idle) >= MAX_IDLE_PER_ENGINE or connection.transport.is_closing():
+            connection.close()
+            return
+        connection.keep(self._queue, self._idle_timeout)
+        idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        """It has ended by itself."""
+        idle = self._idle.get(connection.address, [])
+        if connection in idle:
+            idle.remove(connection)
+            connection.take(self._queue)
+
+    async def connect(self, address: Address) -> UpstreamConnection:
+        """Open a new connection.
+
+        Raises:
+            OSError: refused, unreachable, name unknown.
+            TimeoutError: no answer within the connect timeout.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._connect_timeout):
+            _, connection = await loop.create_connection(
+                lambda: UpstreamConnection(self, address), *address
+            )
+        return connection
+
+    def drop(self, address: Address) -> None:
+        """Close the idle connections to an engine that is gone or down."""
+        for connection in self._idle.pop(address, []):
+            connection.take(self._queue)
+            connection.close()
+
+    def close(self) -> None:
+        """Close all idle connections; what is given back later is closed too."""
+        self._closed = True
+        for address in list(self._idle):
+            self.drop(address)

@@ -1,0 +1,393 @@
+"""The front: client connections, their framing and limits, and where each request goes."""
+
+import asyncio
+import ipaddress
+import logging
+from typing import TYPE_CHECKING, Final, cast
+
+from infinilm_router.handlers.context import LocalAnswer
+from infinilm_router.proxy.forward import Exchange
+from infinilm_router.proxy.framing import (
+    MAX_REQUEST_HEAD,
+    BodyReader,
+    Broken,
+    RequestHead,
+    line_ends_are_clean,
+    parse_request_head,
+    refused,
+    request_body,
+    too_large,
+)
+from infinilm_router.proxy.request import read_facts
+from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.time import Deadline
+
+if TYPE_CHECKING:
+    from infinilm_router.proxy.gateway import Gateway, Handler
+
+log = logging.getLogger(__name__)
+
+MAX_BACKLOG: Final = 64 * 1024  # bytes of further requests kept while one is served
+MIN_BODY_RATE: Final = 1024  # bytes/s
+LINGER: Final = 2.0  # seconds in which a refused client's bytes are read and dropped
+
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_REASONS: Final = {
+    200: b"OK",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    413: b"Content Too Large",
+    414: b"URI Too Long",
+    417: b"Expectation Failed",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+    505: b"HTTP Version Not Supported",
+    508: b"Loop Detected",
+}
+
+_IDLE, _HEAD, _BODY, _ANSWER, _CLOSING = range(5)
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection: requests in, one at a time, answers out in order."""
+
+    def __init__(self, gateway: "Gateway") -> None:
+        self.gateway = gateway
+        self.transport: asyncio.Transport
+        self.peer = b""
+        self.trusted = False
+        self.exchange: Exchange | None = None
+        self.exchange_deadline = Deadline(_nothing)
+        self._deadline = Deadline(self._on_deadline)
+        self._state = _IDLE
+        self._buffer = b""
+        self._head: RequestHead | None = None
+        self._reader: BodyReader | None = None
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._size_at_tick = 0
+        self._body_timed = False
+        self._reading_paused = False
+        self._pending_at_tick = 0
+        self.write_paused = False
+
+    # The transport's callbacks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        peer = self.transport.get_extra_info("peername")
+        host = peer[0] if peer else ""
+        self.peer = host.encode()
+        self.trusted = bool(self.gateway.config.trusted_proxies) and self._is_trusted(host)
+        if self.gateway.admit(self):
+            self.gateway.queue.set(self._deadline, self.gateway.config.keep_alive_timeout)
+        else:
+            self._refuse(
+                RouterError(Code.OVERLOADED, "too many connections", status=503, close=True)
+            )
+
+    def _is_trusted(self, host: str) -> bool:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return any(address in network for network in self.gateway.config.trusted_proxies)
+
+    def data_received(self, data: bytes) -> None:
+        if self._state == _CLOSING:
+            return
+        if self._state == _ANSWER:
+            self._buffer += data
+            if len(self._buffer) > MAX_BACKLOG:
+                self._reading_paused = True
+                self.transport.pause_reading()
+            return
+        self._process(self._buffer + data if self._buffer else data)
+
+    def eof_received(self) -> bool:
+        """The client sends no more. A client that waits for an answer counts as gone."""
+        self._leave()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._state = _CLOSING
+        self.gateway.queue.clear(self._deadline)
+        self.gateway.forget(self)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        if self.exchange is not None:
+            self.exchange.pause()
+        self.gateway.queue.set(self._deadline, self.gateway.config.write_timeout)
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self.exchange is not None:
+            self.exchange.resume()
+        if self._state == _ANSWER:
+            self.gateway.queue.clear(self._deadline)
+
+    def _leave(self) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.client_gone()
+
+    # Requests
+
+    def _process(self, data: bytes) -> None:
+        """Take bytes until a request is under way or more bytes are needed."""
+        self._buffer = b""
+        try:
+            while data and self._state < _ANSWER:
+                data = self._read_body(data) if self._state == _BODY else self._read_head(data)
+        except RouterError as error:
+            self._refuse(error)
+            return
+        except Broken as fault:
+            self._refuse(refused(str(fault)))
+            return
+        except Exception:  # the last line of defence: one bad request must not pass silently
+            log.exception("internal error")
+            self._refuse(RouterError(Code.INTERNAL, "internal error", close=True))
+            return
+        if data:
+            self._buffer = data
+        if self._state == _BODY and not self._body_timed:
+            self._body_timed = True
+            self.gateway.queue.set(self._deadline, self.gateway.config.body_timeout)
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Take one head; returns what follows it."""
+        while data[:2] == b"\r\n":
+            data = data[2:]
+        end = data.find(b"\r\n\r\n", 0, MAX_REQUEST_HEAD)
+        if end < 0:
+            self._keep_partial_head(data)
+            return b""
+        head_bytes = data[: end + 4]
+        if not line_ends_are_clean(head_bytes):
+            raise refused("lines must end with CRLF, and NUL bytes are not allowed")
+        head = parse_request_head(head_bytes)
+        reader = request_body(head, self.gateway.config.max_body_bytes)
+        data = data[end + 4 :]
+        if reader.done:
+            self._dispatch(head, b"")
+            return data
+        self._state = _BODY
+        self._head, self._reader = head, reader
+        self._parts, self._size, self._size_at_tick, self._body_timed = [], 0, 0, False
+        if head.expect_continue and not data and not head.http_1_0:
+            self.transport.write(_CONTINUE)
+        return data
+
+    def _keep_partial_head(self, data: bytes) -> None:
+        if len(data) >= MAX_REQUEST_HEAD:
+            raise refused(f"the head is larger than {MAX_REQUEST_HEAD} bytes", 431)
+        if not line_ends_are_clean(data):
+            raise refused("lines must end with CRLF, and NUL bytes are not allowed")
+        self._buffer = data
+        if self._state == _IDLE and data:
+            self._state = _HEAD
+            self.gateway.queue.set(self._deadline, self.gateway.config.head_timeout)
+
+    def _read_body(self, data: bytes) -> bytes:
+        """Take bytes of the body; returns what follows it."""
+        reader = self._reader
+        assert reader is not None
+        assert self._head is not None
+        payload, rest = reader.feed(data)
+        self._parts.append(payload)
+        self._size += len(payload)
+        if self._size > self.gateway.config.max_body_bytes:
+            raise too_large(self.gateway.config.max_body_bytes)
+        if reader.done:
+            body = payload if len(self._parts) == 1 else b"".join(self._parts)
+            head, self._head, self._reader, self._parts = self._head, None, None, []
+            self._dispatch(head, body)
+        return rest
+
+    def _dispatch(self, head: RequestHead, body: bytes) -> None:
+        """Answer a whole request, or send it on its way."""
+        gateway = self.gateway
+        self._state = _ANSWER
+        gateway.queue.clear(self._deadline)
+        handler = gateway.find_handler(head.path)
+        if handler is not None:
+            self._answer_locally(head, handler)
+            return
+        request_id = head.request_id or gateway.new_request_id()
+        self.exchange = exchange = Exchange(self, head, body, request_id)
+        try:
+            gateway.check_forwardable(head)
+            exchange.start(read_facts(head, body))
+        except RouterError as error:
+            exchange.abort(error)
+
+    def _answer_locally(self, head: RequestHead, handler: "Handler") -> None:
+        try:
+            if head.method not in (b"GET", b"HEAD"):
+                raise RouterError(
+                    Code.INVALID_REQUEST,
+                    f"{head.path.decode()} answers GET only",
+                    status=405,
+                )
+            answer = handler(head)
+        except RouterError as error:
+            self.answer_error(error, head, b"")
+            return
+        self._write_answer(head, answer)
+        self.exchange_done(keep_alive=self.may_keep_alive(head))
+
+    # Answers
+
+    def may_keep_alive(self, head: RequestHead) -> bool:
+        """Whether the connection may live on after the answer."""
+        return head.keep_alive() and not self.gateway.draining
+
+    def answer_error(self, error: RouterError, head: RequestHead | None, own: bytes) -> None:
+        """Answer with an error made by the router; `own` = fields as they stand on the wire."""
+        fields = (*error.headers(), *((b"Allow", b"GET, HEAD"),) * (error.http_status == 405))
+        answer = LocalAnswer(error.http_status, error.body(), headers=fields)
+        keep = not error.close and head is not None and self.may_keep_alive(head)
+        self._write_answer(head, answer, own, keep=keep)
+        self.exchange_done(keep_alive=keep)
+
+    def _write_answer(
+        self,
+        head: RequestHead | None,
+        answer: LocalAnswer,
+        own: bytes = b"",
+        *,
+        keep: bool | None = None,
+    ) -> None:
+        if keep is None:
+            keep = head is not None and self.may_keep_alive(head)
+        lines = [
+            b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
+            % (
+                answer.status,
+                _REASONS.get(answer.status, b""),
+                answer.content_type,
+                len(answer.body),
+            ),
+            *(b"%b: %b\r\n" % field for field in answer.headers),
+            own,
+        ]
+        if not keep:
+            lines.append(b"Connection: close\r\n")
+        elif head is not None and head.http_1_0:
+            lines.append(b"Connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        if head is None or head.method != b"HEAD":
+            lines.append(answer.body)
+        self.transport.write(b"".join(lines))
+
+    def exchange_done(self, *, keep_alive: bool) -> None:
+        """The answer is complete: go on with the next request, or close."""
+        self.exchange = None
+        if self._state == _CLOSING or self.transport.is_closing():
+            return
+        if not keep_alive or self.gateway.draining:
+            self.end_after_writes()
+            return
+        self._state = _IDLE
+        self.gateway.queue.set(self._deadline, self.gateway.config.keep_alive_timeout)
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+        if self._buffer:
+            self._process(self._buffer)
+
+    def _refuse(self, error: RouterError) -> None:
+        """Answer a request that can't be trusted further, then close without losing the answer."""
+        self.gateway.access_log.refused(error, self.peer)
+        self._write_answer(
+            None,
+            LocalAnswer(error.http_status, error.body(), headers=tuple(error.headers())),
+            b"x-request-id: %b\r\n" % self.gateway.new_request_id(),
+            keep=False,
+        )
+        self.end_after_writes()
+
+    # Downstream (see relay.Downstream)
+
+    def write(self, *parts: bytes) -> None:
+        """Send these bytes."""
+        if len(parts) == 1:
+            self.transport.write(parts[0])
+        else:
+            self.transport.writelines(parts)
+
+    def end_after_writes(self) -> None:
+        """Close once everything is sent.
+
+        The client may still be sending: closing then would reset the connection and take the
+        answer with it. So the sending side is closed, and what comes is dropped for a moment.
+        """
+        if self._state == _CLOSING:
+            return
+        self._state = _CLOSING
+        self._buffer = b""
+        if self.transport.is_closing():
+            return
+        self.transport.write_eof()
+        if self._reading_paused:
+            self.transport.resume_reading()
+        self._set_linger()
+
+    def _set_linger(self) -> None:
+        """Wait for the client to take the rest and to close, as long as it goes on taking."""
+        pending = self._pending_at_tick = self.transport.get_write_buffer_size()
+        self.gateway.queue.set(
+            self._deadline, self.gateway.config.write_timeout if pending else LINGER
+        )
+
+    def reset(self) -> None:
+        """Close at once, visibly unfinished."""
+        self._state = _CLOSING
+        self.transport.abort()
+
+    def is_busy(self) -> bool:
+        """Whether a request or an answer is on its way."""
+        if self._state == _CLOSING:
+            return not self.transport.is_closing() and self.transport.get_write_buffer_size() > 0
+        return self._state != _IDLE
+
+    def close_if_idle(self) -> None:
+        """For drain: close when no request is under way."""
+        if self._state == _IDLE:
+            self.end_after_writes()
+
+    # Time
+
+    def _on_deadline(self) -> None:
+        if self._state == _IDLE:
+            self.end_after_writes()
+        elif self._state == _HEAD:
+            self._refuse(refused("the head did not arrive in time", 408))
+        elif self._state == _BODY:
+            self._check_body_rate()
+        elif self._state == _CLOSING and (
+            self.transport.get_write_buffer_size() < self._pending_at_tick
+        ):
+            self._set_linger()
+        else:  # a reader that takes nothing, or does not close
+            self.transport.abort()
+
+    def _check_body_rate(self) -> None:
+        timeout = self.gateway.config.body_timeout
+        if self._size - self._size_at_tick < MIN_BODY_RATE * timeout:
+            self._refuse(refused("the body did not arrive in time", 408))
+            return
+        self._size_at_tick = self._size
+        self.gateway.queue.set(self._deadline, timeout)
+
+
+def _nothing() -> None:
+    """What a deadline does before it is used."""

@@ -1,0 +1,198 @@
+"""Which engine serves a request: candidates first, then a policy. No network, clock or lock."""
+
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import xxhash
+
+from infinilm_router.router.load import LoadBook
+from infinilm_router.router.table import Service, ServiceTable
+from infinilm_router.utils.errors import Code, RouterError
+
+BOUNDED_LOAD = 1.25  # consistent_hash: no engine above this multiple of the mean in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What selection knows of a request.
+
+    `model` None means that any engine will do; `key` groups requests that should meet the same
+    engine (None: no such wish); `prompt` is its first 1,024 bytes; `prompt_bytes` the prompt's size.
+    """
+
+    model: str | None
+    key: bytes | None = None
+    prompt: bytes = b""
+    prompt_bytes: int = 0
+    client: bytes = b""
+    tried: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The engine, and why it was chosen (the value of `x-infinilm-policy`)."""
+
+    service: Service
+    why: str
+
+
+Policy = Callable[[Sequence[Service], Request, LoadBook], tuple[Service, str]]
+
+
+def choose(
+    table: ServiceTable, request: Request, book: LoadBook, now: float, rules: "Rules"
+) -> Choice | None:
+    """Choose an engine; None when all that could serve were tried already.
+
+    Raises:
+        RouterError: `model_not_found` or `no_healthy_engine`.
+    """
+    candidates = _candidates(table, request, book, now)
+    if len(candidates) > 1:
+        candidates = _cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold)
+    if not candidates:
+        return None
+    if len(candidates) == 1:
+        # Its turn is counted all the same, or it would be owed a burst when the others return.
+        if rules.policy == "round_robin":
+            _round_robin(candidates, request, book)
+        return Choice(candidates[0], f"{rules.policy}; only candidate")
+    service, why = POLICIES[rules.policy](candidates, request, book)
+    return Choice(service, f"{rules.policy}; {why}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The settings of selection: the policy's name and the prompt size (bytes) that parts tiers."""
+
+    policy: str
+    cache_type_threshold: int = 51200
+
+
+def _candidates(
+    table: ServiceTable, request: Request, book: LoadBook, now: float
+) -> Sequence[Service]:
+    up = table.candidates(request.model)
+    if not up:
+        raise nobody_up(table, request.model)
+    free = [s for s in up if not book.of(s).is_ejected(now)]
+    # Ejection protects requests from a few bad engines. When it would take more than half of a
+    # model's engines, the cause is more likely to be common to all, and trying beats refusing.
+    if 2 * len(free) < len(up):
+        free = list(up)
+    if request.tried:
+        free = [s for s in free if s.name not in request.tried] or [
+            s for s in up if s.name not in request.tried
+        ]
+    return (
+        [s for s in free if s.weight > 0 and not s.backup]
+        or [s for s in free if s.weight > 0]
+        or free
+    )
+
+
+def nobody_up(table: ServiceTable, model: str | None) -> RouterError:
+    """Why no engine can serve `model`."""
+    if model is None:
+        return RouterError(Code.NO_HEALTHY_ENGINE, "No OpenAI API services available")
+    if not table.known or model in table.named:
+        return RouterError(
+            Code.NO_HEALTHY_ENGINE,
+            f"No healthy services available for model '{model}'",
+            param="model",
+        )
+    return RouterError(
+        Code.MODEL_NOT_FOUND,
+        f"The model '{model}' does not exist; GET /v1/models lists what is served",
+        param="model",
+    )
+
+
+def _cache_tier(
+    candidates: Sequence[Service], prompt_bytes: int, threshold: int
+) -> Sequence[Service]:
+    """Long prompts prefer engines with a static cache, others those with a paged one."""
+    if not any("cache_type" in s.metadata for s in candidates):
+        return candidates
+    wanted = "static" if prompt_bytes > threshold else "paged"
+    return [s for s in candidates if s.metadata.get("cache_type") == wanted] or candidates
+
+
+def _round_robin(
+    candidates: Sequence[Service], request: Request, book: LoadBook
+) -> tuple[Service, str]:
+    """Smooth weighted round-robin, as nginx interleaves: 5:1:1 gives a a b a c a a."""
+    turns = book.turns(request.model)
+    best, best_turn, total = candidates[0], float("-inf"), 0.0
+    for service in candidates:
+        weight = service.weight or 1.0
+        total += weight
+        turn = turns[service.name] = turns.get(service.name, 0.0) + weight
+        if turn > best_turn:
+            best, best_turn = service, turn
+    turns[best.name] -= total
+    return best, "its turn"
+
+
+def _least_loaded(
+    candidates: Sequence[Service], request: Request, book: LoadBook
+) -> tuple[Service, str]:
+    least = min(_load(s, book) for s in candidates)
+    equal = [s for s in candidates if _load(s, book) == least]
+    return _round_robin(equal, request, book)[0], "fewest in flight"
+
+
+def _load(service: Service, book: LoadBook) -> float:
+    return book.of(service).in_flight / (service.weight or 1.0)
+
+
+def _power_of_two(
+    candidates: Sequence[Service], _: Request, book: LoadBook
+) -> tuple[Service, str]:
+    pair = random.sample(candidates, 2)
+    return min(pair, key=lambda s: _load(s, book)), "the less loaded of two"
+
+
+def _random(candidates: Sequence[Service], _: Request, __: LoadBook) -> tuple[Service, str]:
+    weights = [s.weight or 1.0 for s in candidates]
+    return random.choices(candidates, weights)[0], "by lot"  # noqa: S311 - no secret depends on it
+
+
+def _consistent_hash(
+    candidates: Sequence[Service], request: Request, book: LoadBook
+) -> tuple[Service, str]:
+    key = request.key if request.key is not None else request.prompt
+    return rendezvous(key, candidates, book), "affinity key" if request.key else "prompt head"
+
+
+def _ip_hash(
+    candidates: Sequence[Service], request: Request, book: LoadBook
+) -> tuple[Service, str]:
+    return rendezvous(request.client, candidates, book), "client address"
+
+
+def rendezvous(key: bytes, candidates: Sequence[Service], book: LoadBook) -> Service:
+    """Highest random weight (Thaler and Ravishankar, 1998) with bounded load.
+
+    The order of engines for a key depends on their names only, so it is the same in every
+    replica; an engine that holds more than BOUNDED_LOAD times the mean in flight is passed over.
+    """
+    total = sum(book.of(s).in_flight for s in candidates) + 1
+    bound = BOUNDED_LOAD * total / len(candidates)
+    free = [s for s in candidates if book.of(s).in_flight < bound] or candidates
+    return max(free, key=lambda s: (xxhash.xxh3_64_intdigest(key, _engine_id(s.name)), s.name))
+
+
+def _engine_id(name: str) -> int:
+    return xxhash.xxh3_64_intdigest(name.encode())
+
+
+POLICIES: Mapping[str, Policy] = {
+    "round_robin": _round_robin,
+    "least_loaded": _least_loaded,
+    "power_of_two": _power_of_two,
+    "consistent_hash": _consistent_hash,
+    "ip_hash": _ip_hash,
+    "random": _random,
+}

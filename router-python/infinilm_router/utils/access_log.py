@@ -1,0 +1,77 @@
+"""One line per proxied request, written in batches: a write for each would cost a fifth of the work."""
+
+import asyncio
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Final, Literal, TextIO
+
+from infinilm_router.utils.errors import RouterError
+
+if TYPE_CHECKING:
+    from infinilm_router.proxy.forward import Exchange
+
+FLUSH_AFTER: Final = 0.2  # seconds
+FLUSH_AT: Final = 512  # lines
+MAX_VALUE: Final = 256  # characters of a value that a client chose
+
+Level = Literal["all", "errors", "off"]
+
+
+class AccessLog:
+    """Collects lines of `key=value` pairs. Values that clients choose are quoted as in JSON."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, level: Level, stream: TextIO = sys.stdout
+    ) -> None:
+        self._loop = loop
+        self._level = level
+        self._stream = stream
+        self._lines: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def exchange(self, exchange: "Exchange", code: str | None, peer: bytes, now: float) -> None:
+        """The end of a proxied request; `code` names the error, None = it went well."""
+        if self._level == "off" or (code is None and self._level == "errors"):
+            return
+        first = exchange.first_byte_at
+        took = f"{1000 * (first - exchange.started):.1f}" if first is not None else "-"
+        service = exchange.choice.service.name if exchange.choice else "-"
+        outcome = f"error={code} phase={exchange.phase}" if code else "ok"
+        self._write(
+            f"request id={exchange.request_id.decode()} client={peer.decode()}"
+            f" method={exchange.head.method.decode()} path={_quoted(exchange.head.path.decode())}"
+            f" model={_quoted(exchange.facts.model)} stream={exchange.facts.stream:d}"
+            f" status={exchange.relay.status} engine={service} attempts={exchange.attempts}"
+            f" first_byte_ms={took} ms={1000 * (now - exchange.started):.1f}"
+            f" bytes={exchange.relay.bytes_sent} {outcome}\n"
+        )
+
+    def refused(self, error: RouterError, peer: bytes) -> None:
+        """A request that was refused before it was whole."""
+        if self._level != "off":
+            self._write(
+                f"refused client={peer.decode()} status={error.http_status}"
+                f" error={error.code.text} phase=request reason={_quoted(error.message)}\n"
+            )
+
+    def flush(self) -> None:
+        """Write what is collected."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, []
+        self._stream.write("".join(lines))
+        self._stream.flush()
+
+    def _write(self, line: str) -> None:
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime())
+        self._lines.append(f"{stamp} {line}")
+        if len(self._lines) >= FLUSH_AT:
+            self.flush()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(FLUSH_AFTER, self.flush)
+
+
+def _quoted(value: str | None) -> str:
+    return "-" if value is None else json.dumps(value[:MAX_VALUE])
