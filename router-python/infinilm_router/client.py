@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -190,10 +190,10 @@ class RouterClient:
 
     def chat_stream(
         self, messages: Sequence[Message], model: str | None = None, **options: Any
-    ) -> Iterator[Json]:
+    ) -> Generator[Json, None, None]:
         """The chunks of a streamed chat completion, each as soon as it arrives.
 
-        Closing the iterator early leaves the stream, and the engine stops generating.
+        Closing the generator early leaves the stream, and the engine stops generating.
 
         Raises:
             StreamError: the stream broke, or said so itself.

@@ -66,6 +66,7 @@ class Handlers:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._started = time.monotonic()
         self._config = engine.config
         self._models = {
             model: model_object(model, int(time.time()), engine.config.max_model_len)
@@ -87,6 +88,7 @@ class Handlers:
                 )
             ),
             web.get("/health", self.health),
+            web.get("/info", self.info),
             web.get("/metrics", self.metrics),
         ]
 
@@ -129,6 +131,12 @@ class Handlers:
             }
         )
 
+    async def info(self, _: web.Request) -> web.StreamResponse:
+        """`GET /info`: what this is and for how many seconds it has been up."""
+        uptime = time.monotonic() - self._started
+        metadata = {"type": "mock", "models": list(self._models)}
+        return _json_response({"name": "mock-engine", "metadata": metadata, "uptime": uptime})
+
     async def metrics(self, _: web.Request) -> web.StreamResponse:
         """`GET /metrics` for Prometheus."""
         text = render_metrics(self._engine.counters, self._config.models)
@@ -143,7 +151,7 @@ class Handlers:
         request = parse(await http.read(), self._config)
         shape = make_shape(request)
         running = generations(request)
-        started = asyncio.get_running_loop().time()
+        started = time.monotonic()
         try:
             async with self._engine.slot(request.model):
                 await asyncio.sleep(request.hang_seconds)
@@ -208,6 +216,6 @@ def _log_request(
         request.stream,
         request.prompt_tokens,
         sum(generation.tokens for generation in running),
-        asyncio.get_running_loop().time() - started,
+        time.monotonic() - started,
         "aborted" if None in reasons else ",".join(map(str, reasons)),
     )
