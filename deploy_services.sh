@@ -120,7 +120,7 @@ deploy_remote() { # [HOST...]
   local host services hosts=("$@") failed=()
   local -a ssh
   case ${REMOTE_DIR-infinilm-svc} in
-    '' | / | . | .. | '~' | '~/') die 64 "REMOTE_DIR is '$REMOTE_DIR'; it must be a folder of its own, since files that are not here are deleted there." ;;
+    '' | / | . | .. | \~ | \~/) die 64 "REMOTE_DIR is '$REMOTE_DIR'; it must be a folder of its own, since files that are not here are deleted there." ;;
   esac
   SSH=${SSH:-ssh -o BatchMode=yes -o ConnectTimeout=10}
   read -ra ssh <<<"$SSH"

@@ -14,8 +14,9 @@ ROOT=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 LOG_DIR=${LOG_DIR:-logs}
 [[ $LOG_DIR == /* ]] || LOG_DIR=$ROOT/$LOG_DIR
 STOP_TIMEOUT=${STOP_TIMEOUT:-150}  # seconds: the 120 s that a router or babysitter may drain, and a margin
+TREE_TIMEOUT=${TREE_TIMEOUT:-15}   # seconds that an engine's last process may outlive its babysitter
 SAY_EVERY=4                        # seconds: no wait is silent for longer
-declare -A RECORD=()               # the pid file last read
+declare -A RECORD=()               # the pid file read last
 STATE=none                         # of that service: none, running, gone, stranger or unknown
 
 say() { printf '%s\n' "$*"; }
@@ -115,8 +116,8 @@ http_get() { # URL: true if the answer is 2xx; its body, of any status, is in HT
 # --- Processes and pid files --------------------------------------------------------------------
 
 process_fields() { # PID: its /proc stat line after the name, as FIELDS (0 state, 1 parent, 19 start time); false if dead
-  local line
-  { line=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
+  local line=''
+  { read -r -d '' line <"/proc/$1/stat"; } 2>/dev/null || [[ -n $line ]] || return 1
   read -ra FIELDS <<<"${line##*) }"
   [[ ${FIELDS[0]} != [ZX] ]]
 }
@@ -218,7 +219,7 @@ wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, 
   while inspect "$name"; do
     if [[ $STATE != running ]]; then
       start_failed "$name" "${3:-}"
-      return 1
+      return
     fi
     url=$(service_url) && http_get "$url/health" && break
     if ((SECONDS - begun >= $2)); then
@@ -235,14 +236,15 @@ wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, 
   say "$name: ready at $url (pid ${RECORD[pid]}, log ${RECORD[log]})"
 }
 
-start_failed() { # NAME CHILD: report a service that ended before it was ready
-  local code=''
-  [[ -z $2 ]] || { wait "$2" || code=" with exit code $?"; }
+start_failed() { # NAME CHILD: report a service that ended before it was ready; returns its exit code, 1 for 0
+  local code=0
+  [[ -z $2 ]] || wait "$2" || code=$?
   {
-    say "$1: ended${code:- with exit code 0} before it was ready. The end of its log ${RECORD[log]}:"
+    say "$1: ended with exit code $code before it was ready. The end of its log ${RECORD[log]}:"
     tail -c "+$((RECORD[log_offset] + 1))" -- "${RECORD[log]}" | tail -n 20 | sed 's/^/    /'
   } >&2
   forget "$1" "${RECORD[pid]}"
+  return $((code > 0 ? code : 1))
 }
 
 LAUNCHERS=()  # pids of the launch scripts under way
@@ -258,7 +260,7 @@ launch_babysitters() { # FILE...: side by side, since an engine may load for min
 
 # --- Stop ---------------------------------------------------------------------------------------
 
-tree() { # PID LAUNCH_ID: "pid start_time" of each descendant, and of each process started by that launch
+tree() { # PID|- LAUNCH_ID: "pid start_time" of each descendant, and of each process started by that launch
   local stat pid grown=1
   local -A parent=() member=(["$1"]=1)
   for stat in /proc/[0-9]*/stat; do
@@ -288,10 +290,10 @@ await_end() { # NAME SECONDS PID START_TIME: false if that process still lives a
   done
 }
 
-await_tree() { # NAME TREE: false, and a report, if one of its processes outlives the service by 15 s
+await_tree() { # NAME TREE: false, and a report, if one of its processes outlives the service
   local pid start_time
   while read -r pid start_time; do
-    if [[ -n $pid ]] && ! await_end "$1" 15 "$pid" "$start_time"; then
+    if [[ -n $pid ]] && ! await_end "$1" "$TREE_TIMEOUT" "$pid" "$start_time"; then
       say "$1: its process $pid ($(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c 1-80)) still runs; end it by hand: kill -9 $pid" >&2
       return 1
     fi
@@ -301,9 +303,9 @@ await_tree() { # NAME TREE: false, and a report, if one of its processes outlive
 stop_service() { # NAME: SIGTERM, wait, SIGKILL to that process alone; true only when it and its tree are gone
   local name=$1 pid start_time processes
   inspect "$name"
+  [[ $STATE != none ]] || { say "$name: not running"; return; }
   pid=${RECORD[pid]} start_time=${RECORD[start_time]}
   case $STATE in
-    none) say "$name: not running"; return ;;
     unknown) say "$name: not stopped: $LOG_DIR/$name.pid holds only the pid $pid, and that process may be a stranger. Stop it by hand, or remove the file." >&2; return 1 ;;
     stranger) say "$name: pid $pid now belongs to another process, which is left alone" ;;
     gone) say "$name: had ended" ;;
@@ -318,7 +320,7 @@ stop_service() { # NAME: SIGTERM, wait, SIGKILL to that process alone; true only
       await_end "$name" 10 "$pid" "$start_time" || return 1
     fi
   else
-    processes=$(tree 0 "${RECORD[launch_id]}")
+    processes=$(tree - "${RECORD[launch_id]}")
   fi
   await_tree "$name" "$processes" || return 1
   forget "$name" "$pid"

@@ -1,0 +1,160 @@
+"""A copy of the project in a folder with a space in its name, for the scripts to run in."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rig.processes import ROOT
+
+STAND_IN = Path(__file__).with_name("stand_in.py")
+
+
+class Tree:
+    """One copy of the project and the environment that its scripts get."""
+
+    def __init__(self, root: Path, env: dict[str, str]) -> None:
+        self.root = root
+        self.logs = root / "logs"
+        self.env = env
+
+    def popen(self, *argv: str | Path, **env: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(part) for part in argv],
+            cwd=self.root.parent,
+            env={**self.env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *argv: str | Path, timeout: float = 60, **env: str) -> tuple[int, str]:
+        """Run to the end, in the folder above the tree; the exit code and all output."""
+        with self.popen(*argv, **env) as process:
+            try:
+                output, _ = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                output, _ = process.communicate()
+                raise AssertionError(f"{argv} did not end in {timeout} s:\n{output}") from None
+        return process.returncode, output
+
+    def script(self, name: str, *arguments: str | Path, **env: str) -> tuple[int, str]:
+        """Run one of the project's scripts."""
+        return self.run(self.root / name, *arguments, **env)
+
+    def library(self, commands: str, **env: str) -> tuple[int, str]:
+        """Run shell commands that use the library; $STAND_IN starts the stand-in service."""
+        return self.run("bash", "-c", self.with_library(commands), **env)
+
+    def with_library(self, commands: str) -> str:
+        return (
+            f'set -euo pipefail; source "{self.root}/service_lib.sh"\n'
+            f'STAND_IN=("{sys.executable}" "{STAND_IN}")\n{commands}'
+        )
+
+    def pid(self, name: str) -> int:
+        return int((self.logs / f"{name}.pid").read_text().splitlines()[0])
+
+    def pid_files(self) -> list[str]:
+        return sorted(path.name for path in self.logs.glob("*.pid"))
+
+    def write(self, name: str, text: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        return path
+
+
+def marked_processes() -> set[int]:
+    """Every live process that a launch script started, whoever ran that script."""
+    found = set()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if b"INFINILM_LAUNCH_ID=" in environ.read_bytes():
+                found.add(int(environ.parent.name))
+    return found
+
+
+def processes_of(tree: Tree) -> list[int]:
+    """The live processes whose environment names this tree."""
+    mark = f"INFINILM_TEST_TREE={tree.root}".encode()
+    found = []
+    for pid in marked_processes():
+        with contextlib.suppress(OSError):
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                found.append(pid)
+    return sorted(found)
+
+
+@pytest.fixture(name="processes_of")
+def processes_of_fixture() -> object:
+    return processes_of
+
+
+def tracked_files() -> list[str]:
+    """The files that a clone of this working tree would have."""
+    listing = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return [name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def copy_project(target: Path) -> None:
+    for name in tracked_files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+
+
+def clean_environment() -> dict[str, str]:
+    """The variables of this process without any that the scripts read."""
+    read = (
+        "HOST",
+        "PORT",
+        "LOG_DIR",
+        "REGISTRY_",
+        "ROUTER_",
+        "BABYSITTER_",
+        "LAUNCH_",
+        "PYTHON_CMD",
+    )
+    return {key: value for key, value in os.environ.items() if not key.startswith(read)}
+
+
+@pytest.fixture
+def make_tree(tmp_path: Path) -> Iterator[object]:
+    """Makes trees; what was started in them is stopped after the test, and must be gone."""
+    made: list[Tree] = []
+
+    def make(name: str = "a tree") -> Tree:
+        root = tmp_path / name
+        copy_project(root)
+        env = {
+            **clean_environment(),
+            "INFINILM_PYTHON": sys.executable,
+            "INFINILM_TEST_TREE": str(root),
+            "TREE_TIMEOUT": "5",
+        }
+        made.append(Tree(root, env))
+        return made[-1]
+
+    yield make
+    for tree in made:
+        tree.script("stop_all.sh", STOP_TIMEOUT="10")
+        assert processes_of(tree) == []
+
+
+@pytest.fixture
+def tree(make_tree: object) -> Tree:
+    assert callable(make_tree)
+    made: Tree = make_tree()
+    return made
