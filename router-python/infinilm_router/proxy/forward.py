@@ -20,13 +20,11 @@ from infinilm_router.proxy.framing import (
     response_body,
 )
 from infinilm_router.proxy.pool import UpstreamConnection
-from infinilm_router.proxy.relay import Relay
-from infinilm_router.proxy.request import RequestFacts
+from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
 from infinilm_router.router.load import InFlight, Outcome
 from infinilm_router.router.selection import Choice, Request, choose
 from infinilm_router.router.table import Service
 from infinilm_router.utils.errors import Code, RouterError
-from infinilm_router.utils.time import Deadline
 
 if TYPE_CHECKING:
     from infinilm_router.proxy.server import ClientConnection
@@ -34,39 +32,28 @@ if TYPE_CHECKING:
 MAX_ATTEMPTS: Final = 2
 RETRY_JITTER: Final = 0.025  # seconds; spreads the retries of a burst
 ENGINE_FAULT_STATUS: Final = frozenset((502, 503, 504))
-NO_FACTS: Final = RequestFacts()
+NO_REQUEST: Final = Request()
 RETRY_ON_RESET: Final = "reset-before-headers"
 
 
 class Exchange:
     """A proxied request and its answer."""
 
-    __slots__ = (
-        "_body",
-        "_buffer",
-        "_client",
-        "_connecting",
-        "_deadline",
-        "_in_flight",
-        "_last_activity",
-        "_paused",
-        "_reader",
-        "_response",
-        "_retry",
-        "_gateway",
-        "_tried",
-        "_upstream",
-        "attempts",
-        "choice",
-        "ended",
-        "facts",
-        "first_byte_at",
-        "head",
-        "phase",
-        "relay",
-        "request_id",
-        "started",
-    )
+    # Class-level defaults: an exchange sets only what happens to it.
+    first_byte_at: float | None = None
+    phase = "choose"
+    attempts = 0
+    choice: Choice | None = None
+    ended = False
+    request = NO_REQUEST
+    _in_flight: InFlight | None = None
+    _connecting: asyncio.Task[None] | None = None
+    _retry: asyncio.TimerHandle | None = None
+    _upstream: UpstreamConnection | None = None
+    _buffer = b""
+    _response: ResponseHead | None = None
+    _reader: BodyReader | None = None
+    _paused = False
 
     def __init__(
         self, client: "ClientConnection", head: RequestHead, body: bytes, request_id: bytes
@@ -76,50 +63,25 @@ class Exchange:
         self.head = head
         self._body = body
         self.request_id = request_id
-        self.facts = NO_FACTS
         self.relay = Relay(client, head, keep_alive=client.may_keep_alive(head))
-        self.started = self._gateway.queue.now()
-        self.first_byte_at: float | None = None
-        self.phase = "choose"
-        self.attempts = 0
-        self.choice: Choice | None = None
-        self.ended = False
-        self._tried: list[str] = []
-        self._in_flight: InFlight | None = None
-        self._connecting: asyncio.Task[None] | None = None
-        self._retry: asyncio.TimerHandle | None = None
-        self._upstream: UpstreamConnection | None = None
-        self._buffer = b""
-        self._response: ResponseHead | None = None
-        self._reader: BodyReader | None = None
-        self._paused = False
-        self._last_activity = self.started
-        self._deadline: Deadline = client.exchange_deadline
+        self.started = self._last_activity = self._gateway.queue.now()
+        self._deadline = client.exchange_deadline
         self._deadline.callback = self._on_deadline
 
     # Towards the engine
 
-    def start(self, facts: RequestFacts) -> None:
+    def start(self, request: Request) -> None:
         """Send the request on its way."""
-        self.facts = facts
+        self.request = request
         self._gateway.book.retries.request()
         self._attempt(None)
 
     def _attempt(self, last_error: RouterError | None) -> None:
         """Choose an engine and send; `last_error` is told when none is left."""
         gateway = self._gateway
-        facts = self.facts
         now = gateway.queue.now()
-        wish = Request(
-            facts.model,
-            facts.affinity_key,
-            facts.prompt,
-            facts.prompt_bytes,
-            self._client.peer,
-            self._tried,
-        )
         try:
-            choice = choose(gateway.store.current, wish, gateway.book, now, gateway.rules)
+            choice = choose(gateway.store.current, self.request, gateway.book, now, gateway.rules)
         except RouterError as error:
             self._fail(last_error or error)
             return
@@ -129,7 +91,6 @@ class Exchange:
             return
         self.choice = choice
         self.attempts += 1
-        self._tried.append(choice.service.name)
         self._in_flight = gateway.book.begin(choice.service, now)
         connection = gateway.pool.checkout(choice.service.address)
         if connection is not None:
@@ -164,6 +125,8 @@ class Exchange:
     def _retry_or_fail(self, error: RouterError) -> None:
         """Try one more engine when the budget allows it."""
         gateway = self._gateway
+        if self.choice is not None:
+            self.request.tried += (self.choice.service.name,)
         if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
             delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
             self._retry = gateway.loop.call_later(delay, self._attempt, error)
@@ -178,10 +141,10 @@ class Exchange:
         head = self._gateway.upstream_head(
             self._client, self, self.choice.service, len(self._body)
         )
-        if self._body:
-            connection.transport.writelines((head, self._body))
+        if len(self._body) <= JOIN_UP_TO:
+            connection.transport.write(head + self._body)
         else:
-            connection.transport.write(head)
+            connection.transport.writelines((head, self._body))
         self._last_activity = self._gateway.queue.now()
         self._set_deadline()
         if self._client.write_paused:
@@ -238,8 +201,9 @@ class Exchange:
                 f"it answered {head.status} after the stream to the client had begun",
             )
             return
-        self._set_deadline()
         self._body_data(data, head)
+        if not self.ended:
+            self._set_deadline()
 
     def _body_data(self, data: bytes, head: ResponseHead | None = None) -> None:
         """Relay what came of the body; `head` goes out before it when given."""
@@ -319,10 +283,10 @@ class Exchange:
         config = self._gateway.config
         if self._reader is not None:
             return config.idle_timeout
-        return config.first_byte_timeout if self.facts.stream else config.response_timeout
+        return config.first_byte_timeout if self.request.stream else config.response_timeout
 
     def _pings(self) -> bool:
-        if not self.facts.stream or not self._gateway.config.sse_ping_interval:
+        if not self.request.stream or not self._gateway.config.sse_ping_interval:
             return False
         return self._response is None or self._response.event_stream
 
@@ -434,14 +398,15 @@ class Exchange:
 
     def own_fields(self) -> bytes:
         """The router's own fields of the answer, as they stand on the wire."""
-        if self.choice is None:
+        choice = self.choice
+        if choice is None:
             return b"x-request-id: %b\r\n" % self.request_id
         return (
             b"x-request-id: %b\r\nx-infinilm-service: %b\r\n"
             b"x-infinilm-attempts: %d\r\nx-infinilm-policy: %b\r\n"
         ) % (
             self.request_id,
-            self.choice.service.name.encode("latin-1", "replace"),
+            choice.service.name.encode("latin-1", "replace"),
             self.attempts,
-            self.choice.why.encode(),
+            choice.why.encode(),
         )

@@ -5,7 +5,9 @@ Bodies are delimited by the small state machines below. Nothing here does input 
 """
 
 import re
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import httptools
 
@@ -27,6 +29,10 @@ MAX_TRAILERS: Final = 16 * 1024
 
 METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+# The request line of nearly all requests; what does not match is looked at closely.
+_PLAIN_REQUEST_LINE = re.compile(
+    rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21\x22\x24-\x5b\x5d-\x7e]*) HTTP/1\.([01])\r\n"
+)
 _REQUEST_LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+) ([^ ]+) HTTP/(\d)\.(\d)\r\n")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([2-5]\d\d|1\d\d)(?: ([^\r\n\x00]*))?\r\n")
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x5b\x5d-\x7e]*")
@@ -51,103 +57,65 @@ class Broken(Exception):  # noqa: N818 - it is what happened, not a fault of our
 class _Fields:
     """What llhttp reports of a head, sorted into what is passed on and what frames the message."""
 
-    __slots__ = (
-        "connection",
-        "content_length",
-        "count",
-        "fault",
-        "lines",
-        "transfer_encoding",
-    )
+    # Class-level defaults: a head sets only what it has, which halves the cost of making one.
+    content_length: bytes | None = None
+    chunked = False
+    connection: Sequence[bytes] = ()
+    fault: str | None = None
+    http_1_0 = False
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []  # name, b": ", value, b"\r\n", name, ... of what is passed on
         self.count = 0
-        self.content_length: bytes | None = None
-        self.transfer_encoding: bytes | None = None
-        self.connection: list[bytes] = []
-        self.fault: str | None = None
 
     def on_framing(self, name: bytes, value: bytes) -> None:
         """One of the hop-by-hop fields."""
         if name == b"connection":
-            self.connection += connection_tokens(value)
+            self.connection = [*self.connection, *connection_tokens(value)]
         elif name == b"content-length":
             if self.content_length is not None or not _LENGTH.fullmatch(value):
                 self.fault = "Content-Length must stand once and be a plain number"
             self.content_length = value
         elif name == b"transfer-encoding":
-            if self.transfer_encoding is not None or value.lower() != b"chunked":
+            if self.chunked or value.lower() != b"chunked":
                 self.fault = "Transfer-Encoding must stand once and be 'chunked'"
-            self.transfer_encoding = value
+            self.chunked = True
 
     def end(self) -> None:
         """After the last field: checks across fields, removal of what Connection names."""
-        if self.content_length is not None and self.transfer_encoding is not None:
+        if self.chunked and self.content_length is not None:
             self.fault = "Content-Length and Transfer-Encoding exclude each other"
+        if not self.connection:
+            return
         named = [token for token in self.connection if token not in (b"close", b"keep-alive")]
         if named:
             lines = self.lines
             fields = [lines[i : i + 4] for i in range(0, len(lines), 4)]
             self.lines = [part for f in fields if f[0].lower() not in named for part in f]
 
-    @property
-    def length(self) -> int | None:
-        """The announced length in bytes, None without one."""
-        return None if self.content_length is None else int(self.content_length)
-
-    @property
-    def chunked(self) -> bool:
-        return self.transfer_encoding is not None
-
 
 class RequestHead(_Fields):
     """A request's head that follows the rules. Built by `parse_request_head`."""
 
-    __slots__ = (
-        "authorization",
-        "content_type",
-        "expect_continue",
-        "forwarded",
-        "host",
-        "http_1_0",
-        "method",
-        "path",
-        "query",
-        "request_id",
-        "session",
-        "target",
-        "upgrade",
-        "via",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.method = b""
-        self.target = b""
-        self.path = b""
-        self.query = b""
-        self.http_1_0 = False
-        self.host: bytes | None = None
-        self.content_type = b""
-        self.authorization: bytes | None = None
-        self.expect_continue = False
-        self.upgrade: bytes | None = None
-        self.request_id: bytes | None = None
-        self.via: list[bytes] = []
-        self.forwarded: list[tuple[bytes, bytes]] = []
-        self.session: dict[bytes, bytes] = {}
+    method = b""
+    target = b""
+    path = b""
+    query = b""
+    host: bytes | None = None
+    content_type = b""
+    expect_continue = False
+    upgrade: bytes | None = None
+    request_id: bytes | None = None
+    via: Sequence[bytes] = ()
+    forwarded: Sequence[tuple[bytes, bytes]] = ()
+    session: Mapping[bytes, bytes] = MappingProxyType({})
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by llhttp for each field."""
         self.count += 1
-        low = name.lower()
-        rule = _REQUEST_RULES.get(low)
-        if rule is not None and not rule(self, low, value):
-            return
-        if low[:6] == b"proxy-":
-            return
-        self.lines += (name, b": ", value, b"\r\n")
+        rule = _REQUEST_RULES[name]
+        if rule is None or rule(self, name, value):
+            self.lines += (name, b": ", value, b"\r\n")
 
     def keep_alive(self) -> bool:
         """Whether the client wants to use the connection again (RFC 9112 9.3)."""
@@ -156,11 +124,28 @@ class RequestHead(_Fields):
         return b"close" not in self.connection
 
 
-# Rules by lower-case field name: called with (head, name, value); True = pass the field on.
+# Rules by field name: called with (head, name, value); True = pass the field on.
+
+
+class _Rules(dict[bytes, Callable[[Any, bytes, bytes], bool] | None]):
+    """Rules by field name as it is spelt; spellings seen are remembered, up to a bound."""
+
+    MAX_SPELLINGS = 2048
+
+    def __missing__(self, name: bytes) -> Callable[[Any, bytes, bytes], bool] | None:
+        low = name.lower()
+        rule = self.get(low, _drop if low.startswith(b"proxy-") else None)
+        if len(self) < self.MAX_SPELLINGS:
+            self[name] = rule
+        return rule
+
+
+def _drop(*_: object) -> bool:
+    return False
 
 
 def _on_framing(head: _Fields, name: bytes, value: bytes) -> bool:
-    head.on_framing(name, value)
+    head.on_framing(name.lower(), value)
     return False
 
 
@@ -190,7 +175,7 @@ def _on_lookalike(head: RequestHead, name: bytes, _: bytes) -> bool:
 
 
 def _on_forwarded(head: RequestHead, name: bytes, value: bytes) -> bool:
-    head.forwarded.append((name, value))
+    head.forwarded = (*head.forwarded, (name.lower(), value))
     return False
 
 
@@ -201,7 +186,7 @@ def _on_request_id(head: RequestHead, _: bytes, value: bytes) -> bool:
 
 
 def _on_via(head: RequestHead, _: bytes, value: bytes) -> bool:
-    head.via.append(value)
+    head.via = (*head.via, value)
     return True
 
 
@@ -210,13 +195,8 @@ def _on_content_type(head: RequestHead, _: bytes, value: bytes) -> bool:
     return True
 
 
-def _on_authorization(head: RequestHead, _: bytes, value: bytes) -> bool:
-    head.authorization = value
-    return True
-
-
 def _on_session(head: RequestHead, name: bytes, value: bytes) -> bool:
-    head.session.setdefault(name, value)
+    head.session = {name.lower(): value, **head.session}
     return True
 
 
@@ -227,48 +207,37 @@ SESSION_FIELDS: Final = (
     b"x-session-affinity",
     b"session-id",
 )
-_REQUEST_RULES = {
-    **dict.fromkeys(HOP_BY_HOP, _on_framing),
-    **dict.fromkeys(FORWARDED, _on_forwarded),
-    **dict.fromkeys(_LOOKALIKES, _on_lookalike),
-    **dict.fromkeys(SESSION_FIELDS, _on_session),
-    b"host": _on_host,
-    b"expect": _on_expect,
-    b"upgrade": _on_upgrade,
-    b"x-request-id": _on_request_id,
-    b"via": _on_via,
-    b"content-type": _on_content_type,
-    b"authorization": _on_authorization,
-}
+_REQUEST_RULES = _Rules(
+    {
+        **dict.fromkeys(HOP_BY_HOP, _on_framing),
+        **dict.fromkeys(FORWARDED, _on_forwarded),
+        **dict.fromkeys(_LOOKALIKES, _on_lookalike),
+        **dict.fromkeys(SESSION_FIELDS, _on_session),
+        b"host": _on_host,
+        b"expect": _on_expect,
+        b"upgrade": _on_upgrade,
+        b"x-request-id": _on_request_id,
+        b"via": _on_via,
+        b"content-type": _on_content_type,
+    }
+)
 
 
 class ResponseHead(_Fields):
     """An engine's response head that follows the rules. Built by `parse_response_head`."""
 
-    __slots__ = ("event_stream", "http_1_0", "reason", "seen", "status")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.status = 0
-        self.reason = b""
-        self.http_1_0 = False
-        self.event_stream = False
-        self.seen: set[bytes] = set()
+    status = 0
+    reason = b""
+    event_stream = False
+    has_buffering = False  # X-Accel-Buffering stands in it
+    has_caching = False  # Cache-Control stands in it
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by llhttp for each field."""
         self.count += 1
-        low = name.lower()
-        if low in HOP_BY_HOP:
-            self.on_framing(low, value)
-            return
-        if low in _RESPONSE_NOTED:
-            self.seen.add(low)
-            if low == b"content-type":
-                self.event_stream = value[:17].lower() == b"text/event-stream"
-        elif low in _RESPONSE_OURS or low[:6] == b"proxy-":
-            return
-        self.lines += (name, b": ", value, b"\r\n")
+        rule = _RESPONSE_RULES[name]
+        if rule is None or rule(self, name, value):
+            self.lines += (name, b": ", value, b"\r\n")
 
     def keep_alive(self) -> bool:
         """Whether the engine lets the connection be used again."""
@@ -277,9 +246,31 @@ class ResponseHead(_Fields):
         return b"close" not in self.connection
 
 
-_RESPONSE_NOTED = frozenset((b"content-type", b"x-accel-buffering", b"cache-control"))
-_RESPONSE_OURS = frozenset(
-    (b"x-request-id", b"x-infinilm-service", b"x-infinilm-attempts", b"x-infinilm-policy")
+def _on_answer_type(head: ResponseHead, _: bytes, value: bytes) -> bool:
+    head.event_stream = value[:17].lower() == b"text/event-stream"
+    return True
+
+
+def _on_buffering(head: ResponseHead, _: bytes, __: bytes) -> bool:
+    head.has_buffering = True
+    return True
+
+
+def _on_caching(head: ResponseHead, _: bytes, __: bytes) -> bool:
+    head.has_caching = True
+    return True
+
+
+# The router writes these itself; an engine's own would stand beside them.
+_OURS: Final = (b"x-request-id", b"x-infinilm-service", b"x-infinilm-attempts", b"x-infinilm-policy")
+_RESPONSE_RULES = _Rules(
+    {
+        **dict.fromkeys(HOP_BY_HOP, _on_framing),
+        **dict.fromkeys(_OURS, _drop),
+        b"content-type": _on_answer_type,
+        b"x-accel-buffering": _on_buffering,
+        b"cache-control": _on_caching,
+    }
 )
 
 
@@ -289,6 +280,31 @@ def parse_request_head(data: bytes) -> RequestHead:
     Raises:
         RouterError: it breaks a rule of docs/HTTP.md section 1 or 2; always with `close`.
     """
+    line = _PLAIN_REQUEST_LINE.match(data)
+    method, target, minor = line.groups() if line else _odd_request_line(data)
+    head = RequestHead()
+    head.method = method
+    if minor == b"0":
+        head.http_1_0 = True
+    _parse_fields(httptools.HttpRequestParser(head), data, head, MAX_REQUEST_FIELDS)
+    _check_request(head)
+    if line is None:
+        target = _origin_form(head, target)
+    if len(target) > MAX_TARGET:
+        raise refused(f"the target is longer than {MAX_TARGET} bytes", 414)
+    path, _, head.query = target.partition(b"?")
+    if (b"/." in path or b"%" in path) and _DOT_SEGMENT.search(path):
+        raise refused("the path must not hold dot segments or %00")
+    head.target, head.path = target, path
+    return head
+
+
+def _odd_request_line(data: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target and minor version of a line that is not plain.
+
+    Raises:
+        RouterError: it is malformed, or asks for what is not served.
+    """
     line = _REQUEST_LINE.match(data)
     if line is None:
         raise refused("the request line must be METHOD TARGET HTTP/1.1")
@@ -297,12 +313,7 @@ def parse_request_head(data: bytes) -> RequestHead:
         raise refused("only HTTP/1.1 and HTTP/1.0 are served", 505)
     if method not in METHODS:
         raise refused("this method is not served", 501)
-    head = RequestHead()
-    head.method, head.http_1_0 = method, minor == b"0"
-    _parse_fields(httptools.HttpRequestParser(head), data, head, MAX_REQUEST_FIELDS)
-    _check_request(head)
-    _set_target(head, target)
-    return head
+    return method, target, minor
 
 
 def _parse_fields(
@@ -329,20 +340,20 @@ def _parse_fields(
 
 
 def _check_request(head: RequestHead) -> None:
-    if head.host is None and not head.http_1_0:
+    if head.http_1_0:
+        if head.chunked:
+            raise refused("Transfer-Encoding does not exist in HTTP/1.0")
+    elif head.host is None:
         raise refused("Host is missing")
-    if head.chunked and head.http_1_0:
-        raise refused("Transfer-Encoding does not exist in HTTP/1.0")
-    if head.method in BODYLESS_METHODS and (head.chunked or head.length):
+    if head.method in BODYLESS_METHODS and (head.chunked or int(head.content_length or 0)):
         raise refused(f"{head.method.decode()} must not have a body")
     if head.upgrade is not None and b"upgrade" in head.connection:
         if head.upgrade.strip().lower() != b"h2c":
             raise refused("protocol upgrades are not served", 501)
 
 
-def _set_target(head: RequestHead, target: bytes) -> None:
-    if len(target) > MAX_TARGET:
-        raise refused(f"the target is longer than {MAX_TARGET} bytes", 414)
+def _origin_form(head: RequestHead, target: bytes) -> bytes:
+    """The path and query of an absolute target (RFC 9112 3.2.2)."""
     if absolute := _ABSOLUTE.fullmatch(target):
         authority, target = absolute.groups()
         if authority.lower() != (head.host or b"").lower():
@@ -351,10 +362,7 @@ def _set_target(head: RequestHead, target: bytes) -> None:
             target = b"/" + target
     if not _TARGET.fullmatch(target):
         raise refused("the target must be a path of visible ASCII characters without '#' or '\\'")
-    path, _, query = target.partition(b"?")
-    if _DOT_SEGMENT.search(path):
-        raise refused("the path must not hold dot segments or %00")
-    head.target, head.path, head.query = target, path, query
+    return target
 
 
 def parse_response_head(data: bytes) -> ResponseHead:
@@ -366,10 +374,12 @@ def parse_response_head(data: bytes) -> ResponseHead:
     line = _STATUS_LINE.match(data)
     if line is None:
         raise Broken("malformed status line")
+    minor, status, reason = line.groups(b"")
     head = ResponseHead()
-    head.http_1_0 = line[1] == b"0"
-    head.status = int(line[2])
-    head.reason = line[3] or b""
+    if minor == b"0":
+        head.http_1_0 = True
+    head.status = int(status)
+    head.reason = reason
     if head.status == 101:
         raise Broken("the engine switched protocols, which nobody asked for")
     try:
@@ -508,7 +518,7 @@ def request_body(head: RequestHead, max_bytes: int) -> BodyReader:
     """
     if head.chunked:
         return ChunkedBody()
-    length = head.length or 0
+    length = int(head.content_length or 0)
     if length > max_bytes:
         raise too_large(max_bytes)
     return SizedBody(length)

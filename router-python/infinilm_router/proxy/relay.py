@@ -35,30 +35,17 @@ class Relay:
     client's connection shall live on after the answer.
     """
 
-    __slots__ = (
-        "_client",
-        "_head",
-        "_keep_alive",
-        "_mode",
-        "_own",
-        "_tail",
-        "bytes_sent",
-        "event_stream",
-        "started",
-        "status",
-    )
+    _mode = _EMPTY
+    bytes_sent = 0
+    event_stream = False
+    started = False
+    status = 0
 
     def __init__(self, client: Downstream, head: RequestHead, *, keep_alive: bool) -> None:
         self._client = client
         self._head = head
         self._keep_alive = keep_alive
-        self._own = b""
-        self._mode = _EMPTY
         self._tail = bytearray()
-        self.bytes_sent = 0
-        self.event_stream = False
-        self.started = False
-        self.status = 0
 
     def start(self, response: ResponseHead, own: bytes, first: bytes) -> None:
         """Send the head, with the first bytes of the body."""
@@ -70,9 +57,9 @@ class Relay:
             own,
         ]
         if self.event_stream:
-            if b"x-accel-buffering" not in response.seen:
+            if not response.has_buffering:
                 lines.append(b"X-Accel-Buffering: no\r\n")
-            if b"cache-control" not in response.seen:
+            if not response.has_caching:
                 lines.append(b"Cache-Control: no-cache\r\n")
         lines.append(self._connection())
         self._begin(response.status, b"".join(lines), first)

@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import unquote_plus
 
 from infinilm_router.proxy.framing import SESSION_FIELDS, RequestHead
+from infinilm_router.router.selection import Request
 from infinilm_router.utils.errors import Code, RouterError
 
 MAX_MEMBERS: Final = 4096  # members of the outermost object; more can only be an attack
@@ -31,24 +32,25 @@ def _nested(depth: int) -> bytes:
 
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
 _STRING_AT = re.compile(_STRING, re.DOTALL)
-_SMALL_CONTAINER = re.compile(_nested(5), re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,}\]\[{"]++')
+# A whole member of a small body: key, value, and the comma or brace behind it.
+_SMALL_MEMBER = re.compile(
+    rb"[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+(%b|%b|[^ \t\r\n,}\]\[{\"]++)[ \t\r\n]*+([,}])"
+    % (_STRING, _STRING, _nested(5)),
+    re.DOTALL,
+)
 _NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
 _OPEN = re.compile(rb"[ \t\r\n]*+\{")
 _BRACKET = re.compile(rb"[\[\]{}]")
 
 # The members that routing looks at (routing.md calls the text of the prompt T).
 _PROMPT_KEYS: Final = (b"messages", b"prompt", b"input")
+_KEY_KEYS: Final = (b"prompt_cache_key", b"user")
 _WANTED: Final = frozenset(
     (
         b"model",
         b"stream",
-        b"user",
-        b"prompt_cache_key",
-        b"cache_salt",
-        b"tools",
-        b"instructions",
-        b"metadata",
+        *_KEY_KEYS,
         *_PROMPT_KEYS,
     )
 )
@@ -60,59 +62,43 @@ _MULTIPART_MODEL = re.compile(
 _QUERY_MODEL = re.compile(rb"(?:^|&)model=([^&]*)")
 
 
-class RequestFacts:
-    """What routing needs to know of a request.
-
-    `model` is None when the request names none. `prompt_bytes` is the size of the prompt as it
-    stands in the body. `affinity_key` groups the requests of one session, None without one.
-    """
-
-    __slots__ = ("affinity_key", "model", "prompt", "prompt_bytes", "stream")
-
-    def __init__(self) -> None:
-        self.model: str | None = None
-        self.stream = False
-        self.prompt = b""  # its first 1,024 bytes
-        self.prompt_bytes = 0
-        self.affinity_key: bytes | None = None
-
-
-def read_facts(head: RequestHead, body: bytes) -> RequestFacts:
-    """What `head` and `body` ask for.
+def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
+    """What `head` and `body` ask for; `client` is the address of who asks.
 
     Raises:
         RouterError: `invalid_request` when the model's name is no string or the body has more
             than MAX_MEMBERS top-level members.
     """
-    facts = RequestFacts()
+    request = Request(client)
     if body:
         if head.content_type[:19].lower() == b"multipart/form-data":
-            _read_multipart(facts, body)
+            _read_multipart(request, body)
         elif opening := _OPEN.match(body):
-            _read_json(facts, body, scan(body, opening.end()))
-    if facts.model is None and (match := _QUERY_MODEL.search(head.query)):
-        facts.model = unquote_plus(match[1].decode("ascii")) or None
-    for name in SESSION_FIELDS if head.session else ():
-        if value := head.session.get(name):
-            facts.affinity_key = value
-            break
-    return facts
+            _read_json(request, body, scan(body, opening.end()))
+    if request.model is None and head.query and (match := _QUERY_MODEL.search(head.query)):
+        request.model = unquote_plus(match[1].decode("ascii")) or None
+    if head.session:
+        for name in SESSION_FIELDS:
+            if value := head.session.get(name):
+                request.key = value
+                break
+    return request
 
 
-def _read_json(facts: RequestFacts, body: bytes, found: dict[bytes, tuple[int, int]]) -> None:
+def _read_json(request: Request, body: bytes, found: dict[bytes, tuple[int, int]]) -> None:
     if span := found.get(b"model"):
-        facts.model = _model_name(body[span[0] : span[1]])
+        request.model = _model_name(body[span[0] : span[1]])
     if span := found.get(b"stream"):
-        facts.stream = body[span[0] : span[1]] == b"true"
+        request.stream = body[span[0] : span[1]] == b"true"
     for key in _PROMPT_KEYS:
         if span := found.get(key):
-            facts.prompt = body[span[0] : min(span[1], span[0] + 1024)]
-            facts.prompt_bytes = span[1] - span[0]
+            request.prompt = body[span[0] : min(span[1], span[0] + 1024)]
+            request.prompt_bytes = span[1] - span[0]
             break
-    for key in (b"prompt_cache_key", b"user"):
+    for key in _KEY_KEYS:
         span = found.get(key)
         if span and span[1] - span[0] > 2 and body[span[0]] == 34:
-            facts.affinity_key = body[span[0] + 1 : span[1] - 1]
+            request.key = body[span[0] + 1 : span[1] - 1]
             break
 
 
@@ -132,9 +118,9 @@ def _model_name(raw: bytes) -> str | None:
     return str(name) or None
 
 
-def _read_multipart(facts: RequestFacts, body: bytes) -> None:
+def _read_multipart(request: Request, body: bytes) -> None:
     if match := _MULTIPART_MODEL.search(body):
-        facts.model = match[1].decode("utf-8", "replace")
+        request.model = match[1].decode("utf-8", "replace")
 
 
 def scan(body: bytes, at: int) -> dict[bytes, tuple[int, int]]:
@@ -146,42 +132,48 @@ def scan(body: bytes, at: int) -> dict[bytes, tuple[int, int]]:
     found: dict[bytes, tuple[int, int]] = {}
     small = len(body) <= SMALL_BODY
     for _ in range(MAX_MEMBERS):
-        member = _KEY.match(body, at)
-        if member is None:
-            return found
-        start = member.end()
-        end = _value_end(body, start, small=small)
-        if end < 0:
-            return found
-        key = _plain_key(member[1])
+        if small and (member := _SMALL_MEMBER.match(body, at)):
+            raw, span, last, at = member[1], member.span(2), member[3], member.end()
+        else:
+            if (slow := _member(body, at)) is None:
+                return found
+            raw, span, last, at = slow
+        key = raw[1:-1] if b"\\" not in raw else _unescaped(raw)
         if key in _WANTED:
-            found[key] = (start, end)
-        after = _NEXT.match(body, end)
-        if after is None or after[1] == b"}":
+            found[key] = span
+        if last != b",":
             return found
-        at = after.end()
     raise RouterError(
         Code.INVALID_REQUEST, f"the body has more than {MAX_MEMBERS} top-level members"
     )
 
 
-def _plain_key(raw: bytes) -> bytes:
-    if b"\\" not in raw:
-        return raw[1:-1]
+def _member(body: bytes, at: int) -> tuple[bytes, tuple[int, int], bytes, int] | None:
+    """The member at `at`: quoted key, span of the value, what follows it, where to go on."""
+    key = _KEY.match(body, at)
+    if key is None:
+        return None
+    start = key.end()
+    end = _value_end(body, start)
+    if end < 0:
+        return None
+    after = _NEXT.match(body, end)
+    return (key[1], (start, end), after[1], after.end()) if after else (key[1], (start, end), b"", end)
+
+
+def _unescaped(raw: bytes) -> bytes:
     try:
         return str(json.loads(raw, strict=False)).encode("utf-8", "replace")
     except ValueError:
         return raw
 
 
-def _value_end(body: bytes, at: int, *, small: bool) -> int:
+def _value_end(body: bytes, at: int) -> int:
     """Where the value at `at` ends; -1 when it does not."""
     first = body[at : at + 1]
     if first == b'"':
         return _string_end(body, at)
     if first in (b"{", b"["):
-        if small and (match := _SMALL_CONTAINER.match(body, at)):
-            return match.end()
         return _container_end(body, at)
     scalar = _SCALAR.match(body, at)
     return scalar.end() if scalar else -1

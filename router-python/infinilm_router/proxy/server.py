@@ -18,7 +18,8 @@ from infinilm_router.proxy.framing import (
     request_body,
     too_large,
 )
-from infinilm_router.proxy.request import read_facts
+from infinilm_router.proxy.request import read_request
+from infinilm_router.proxy.relay import JOIN_UP_TO
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.time import Deadline
 
@@ -225,7 +226,7 @@ class ClientConnection(asyncio.Protocol):
         self.exchange = exchange = Exchange(self, head, body, request_id)
         try:
             gateway.check_forwardable(head)
-            exchange.start(read_facts(head, body))
+            exchange.start(read_request(head, body, self.peer))
         except RouterError as error:
             exchange.abort(error)
 
@@ -321,6 +322,8 @@ class ClientConnection(asyncio.Protocol):
         """Send these bytes."""
         if len(parts) == 1:
             self.transport.write(parts[0])
+        elif len(parts[-1]) <= JOIN_UP_TO:
+            self.transport.write(b"".join(parts))
         else:
             self.transport.writelines(parts)
 

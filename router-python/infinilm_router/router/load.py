@@ -138,6 +138,7 @@ class LoadBook:
 
     def __init__(self, max_fails: int, jitter: Callable[[], float] = random.random) -> None:
         self.in_flight = 0
+        self.any_ejected = False  # whether `is_ejected` can be true for anyone
         self.retries = RetryBudget()
         self._max_fails = max_fails
         self._jitter = jitter
@@ -191,8 +192,9 @@ class LoadBook:
             return
         if outcome is Outcome.OK:
             load.consecutive_failures = 0
-            load.ejected_until = 0.0
-            load.ejections = 0
+            if load.ejected_until:
+                load.ejected_until, load.ejections = 0.0, 0
+                self.any_ejected = any(other.ejected_until for other in self._loads.values())
             return
         load.consecutive_failures += 1
         limit = self._max_fails if service.max_fails is None else service.max_fails
@@ -205,3 +207,4 @@ class LoadBook:
         jitter = 1 + EJECTION_JITTER * (2 * self._jitter() - 1)
         load.ejected_until = now + span * jitter
         load.ejections = min(load.ejections + 1, 16)
+        self.any_ejected = True

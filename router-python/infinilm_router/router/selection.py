@@ -1,36 +1,40 @@
 """Which engine serves a request: candidates first, then a policy. No network, clock or lock."""
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import xxhash
 
 from infinilm_router.router.load import LoadBook
-from infinilm_router.router.table import Service, ServiceTable
+from infinilm_router.router.table import Service, ServiceTable, preferred
 from infinilm_router.utils.errors import Code, RouterError
 
 BOUNDED_LOAD = 1.25  # consistent_hash: no engine above this multiple of the mean in flight
 
 
-@dataclass(frozen=True, slots=True)
 class Request:
     """What selection knows of a request.
 
     `model` None means that any engine will do; `key` groups requests that should meet the same
-    engine (None: no such wish); `prompt` is its first 1,024 bytes; `prompt_bytes` the prompt's size.
+    engine (None: no such wish); `prompt` is the prompt's first 1,024 bytes as they stand in the
+    body, `prompt_bytes` its size; `client` is the address of who asks; `tried` names the engines
+    that were tried without success.
     """
 
-    model: str | None
+    model: str | None = None
+    stream = False
     key: bytes | None = None
-    prompt: bytes = b""
-    prompt_bytes: int = 0
-    client: bytes = b""
-    tried: Collection[str] = ()
+    prompt = b""
+    prompt_bytes = 0
+    tried: tuple[str, ...] = ()
+
+    def __init__(self, client: bytes = b"") -> None:
+        self.client = client
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """The engine, and why it was chosen (the value of `x-infinilm-policy`)."""
 
     service: Service
@@ -57,9 +61,9 @@ def choose(
         # Its turn is counted all the same, or it would be owed a burst when the others return.
         if rules.policy == "round_robin":
             _round_robin(candidates, request, book)
-        return Choice(candidates[0], f"{rules.policy}; only candidate")
+        return Choice(candidates[0], rules.policy + "; only candidate")
     service, why = POLICIES[rules.policy](candidates, request, book)
-    return Choice(service, f"{rules.policy}; {why}")
+    return Choice(service, rules.policy + why)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ def _candidates(
     up = table.candidates(request.model)
     if not up:
         raise nobody_up(table, request.model)
+    if not book.any_ejected and not request.tried:
+        return table.preferred(request.model)
     free = [s for s in up if not book.of(s).is_ejected(now)]
     # Ejection protects requests from a few bad engines. When it would take more than half of a
     # model's engines, the cause is more likely to be common to all, and trying beats refusing.
@@ -85,11 +91,7 @@ def _candidates(
         free = [s for s in free if s.name not in request.tried] or [
             s for s in up if s.name not in request.tried
         ]
-    return (
-        [s for s in free if s.weight > 0 and not s.backup]
-        or [s for s in free if s.weight > 0]
-        or free
-    )
+    return preferred(free)
 
 
 def nobody_up(table: ServiceTable, model: str | None) -> RouterError:
@@ -132,7 +134,7 @@ def _round_robin(
         if turn > best_turn:
             best, best_turn = service, turn
     turns[best.name] -= total
-    return best, "its turn"
+    return best, "; its turn"
 
 
 def _least_loaded(
@@ -140,7 +142,7 @@ def _least_loaded(
 ) -> tuple[Service, str]:
     least = min(_load(s, book) for s in candidates)
     equal = [s for s in candidates if _load(s, book) == least]
-    return _round_robin(equal, request, book)[0], "fewest in flight"
+    return _round_robin(equal, request, book)[0], "; fewest in flight"
 
 
 def _load(service: Service, book: LoadBook) -> float:
@@ -151,25 +153,25 @@ def _power_of_two(
     candidates: Sequence[Service], _: Request, book: LoadBook
 ) -> tuple[Service, str]:
     pair = random.sample(candidates, 2)
-    return min(pair, key=lambda s: _load(s, book)), "the less loaded of two"
+    return min(pair, key=lambda s: _load(s, book)), "; the less loaded of two"
 
 
 def _random(candidates: Sequence[Service], _: Request, __: LoadBook) -> tuple[Service, str]:
     weights = [s.weight or 1.0 for s in candidates]
-    return random.choices(candidates, weights)[0], "by lot"  # noqa: S311 - no secret depends on it
+    return random.choices(candidates, weights)[0], "; by lot"  # noqa: S311 - no secret depends on it
 
 
 def _consistent_hash(
     candidates: Sequence[Service], request: Request, book: LoadBook
 ) -> tuple[Service, str]:
     key = request.key if request.key is not None else request.prompt
-    return rendezvous(key, candidates, book), "affinity key" if request.key else "prompt head"
+    return rendezvous(key, candidates, book), "; affinity key" if request.key else "; prompt head"
 
 
 def _ip_hash(
     candidates: Sequence[Service], request: Request, book: LoadBook
 ) -> tuple[Service, str]:
-    return rendezvous(request.client, candidates, book), "client address"
+    return rendezvous(request.client, candidates, book), "; client address"
 
 
 def rendezvous(key: bytes, candidates: Sequence[Service], book: LoadBook) -> Service:

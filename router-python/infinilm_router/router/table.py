@@ -1,6 +1,6 @@
 """The service table: an immutable snapshot of all engines, with one writer and many readers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -115,6 +115,27 @@ class ServiceTable:
         if model is None:
             return self.healthy_engines
         return self._up_by_model.get(model, ())
+
+
+    @cached_property
+    def _preferred(self) -> dict[str | None, Sequence[Service]]:
+        return {}
+
+    def preferred(self, model: str | None) -> Sequence[Service]:
+        """Those of `candidates` that take requests while all is well; see `preferred`."""
+        found = self._preferred.get(model)
+        if found is None:
+            found = self._preferred[model] = preferred(self.candidates(model))
+        return found
+
+
+def preferred(services: Sequence[Service]) -> Sequence[Service]:
+    """The first group that is not empty: weighted services, backups, those of weight 0."""
+    return (
+        [s for s in services if s.weight > 0 and not s.backup]
+        or [s for s in services if s.weight > 0]
+        or services
+    )
 
 
 class TableStore:

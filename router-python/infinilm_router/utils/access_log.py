@@ -41,7 +41,7 @@ class AccessLog:
         self._write(
             f"request id={exchange.request_id.decode()} client={peer.decode()}"
             f" method={exchange.head.method.decode()} path={_quoted(exchange.head.path.decode())}"
-            f" model={_quoted(exchange.facts.model)} stream={exchange.facts.stream:d}"
+            f" model={_quoted(exchange.request.model)} stream={exchange.request.stream:d}"
             f" status={exchange.relay.status} engine={service} attempts={exchange.attempts}"
             f" first_byte_ms={took} ms={1000 * (now - exchange.started):.1f}"
             f" bytes={exchange.relay.bytes_sent} {outcome}\n"

@@ -50,9 +50,7 @@ def _list_from_text(text: str) -> list[str]:
 
 def is_number(value: object) -> bool:
     """True for finite JSON numbers (true and false are none)."""
-    return (
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    )
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def whole(low: int, high: int) -> Check:
@@ -93,7 +91,9 @@ def nginx_seconds(value: object) -> float:
     try:
         return float(seconds().read(value))
     except ValueError:
-        raise ValueError('not a time over 0, give seconds such as 30 or text such as "30s"') from None
+        raise ValueError(
+            'not a time over 0, give seconds such as 30 or text such as "30s"'
+        ) from None
 
 
 def text(value: object) -> str:

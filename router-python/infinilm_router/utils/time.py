@@ -40,8 +40,9 @@ class DeadlineQueue:
     def set(self, deadline: Deadline, delay: float) -> None:
         """Call `deadline.callback` in `delay` seconds; replaces what was set before."""
         now = self.now()
-        deadline.when = now + delay
-        self._queue(deadline, now)
+        when = deadline.when = now + delay
+        if deadline.queued_at > when or deadline.queued_at == math.inf:
+            self._queue(deadline, now)
 
     def clear(self, deadline: Deadline) -> None:
         """Do not call it."""
