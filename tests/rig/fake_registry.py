@@ -12,7 +12,10 @@ from rig.server import ClientGoneError, Connection, Request, Server
 
 
 class FakeRegistry:
-    """Answers `GET /services`; every change of the list raises the revision and wakes watchers."""
+    """Answers `GET /services`; every change of the list raises the revision and wakes watchers.
+
+    With `watch = False` it is a registry of the earlier version: no revision, every poll answered.
+    """
 
     def __init__(self) -> None:
         self.server = Server(self._handle)
@@ -21,6 +24,7 @@ class FakeRegistry:
         self.revision = 1
         self.status = 200
         self.raw: bytes | None = None
+        self.watch = True
         self.requests: list[str] = []
         self._changed = asyncio.Event()
 
@@ -58,7 +62,8 @@ class FakeRegistry:
     async def _handle(self, connection: Connection, request: Request) -> bool:
         self.requests.append(request.target)
         query = parse_qs(request.target.partition("?")[2])
-        if "since" in query and query["since"] == [str(self.revision)] and self.status == 200:
+        watching = self.watch and query.get("since") == [str(self.revision)]
+        if watching and self.status == 200:
             await self._wait(connection, min(float(query.get("wait", ["30"])[0]), 60.0))
         if self.raw is not None:
             await connection.send(self.raw)
@@ -67,10 +72,12 @@ class FakeRegistry:
             await connection.answer(404, b'{"error":"not found"}')
         elif self.status != 200:
             await connection.answer(self.status, b'{"error":"scripted"}')
-        elif query.get("since") == [str(self.revision)]:
+        elif watching and query.get("since") == [str(self.revision)]:
             await connection.send(b"HTTP/1.1 304 Not Modified\r\n\r\n")
         else:
-            await connection.answer(200, json.dumps(self._list()).encode())
+            healthy_only = query.get("healthy") == ["true"]
+            answer = self._list(healthy_only=healthy_only)
+            await connection.answer(200, json.dumps(answer).encode())
         return True
 
     async def _wait(self, connection: Connection, seconds: float) -> None:
@@ -82,14 +89,11 @@ class FakeRegistry:
         if connection.gone.is_set():
             raise ClientGoneError("the watcher left")
 
-    def _list(self) -> dict[str, Any]:
-        services = [dict(service) for service in self.services]
-        return {
-            "services": services,
-            "total": len(services),
-            "revision": self.revision,
-            "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
-        }
+    def _list(self, *, healthy_only: bool) -> dict[str, Any]:
+        services = [s for s in self.services if s.get("is_healthy") or not healthy_only]
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+        answer = {"services": services, "total": len(services), "timestamp": stamp}
+        return answer | {"revision": self.revision} if self.watch else answer
 
 
 def registration(

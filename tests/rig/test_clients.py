@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 
-from rig.engine_script import event
+from rig.engine_script import Json, event
 from rig.fake_registry import registration
 from rig.farm import Farm
 from rig.load_client import Call, LoadClient, Outcome, chat_call, kinds
@@ -28,9 +28,9 @@ def send(url: str, calls: list[Call], concurrency: int = 4, timeout: float = 10)
 def test_outcomes_are_told_apart(fakes: Farm) -> None:
     engine = fakes.engine()
     own_error = {"status": 503, "json": ERROR, "headers": {"x-infinilm-error": "overloaded"}}
-    told = {"pieces": [event({"a": 1}).decode(), event(ERROR).decode(), "x"]}
-    told["die"] = {"at": 2, "how": "fin"}  # type: ignore[assignment]
-    scripts = [
+    pieces = [event({"a": 1}).decode(), event(ERROR).decode(), "x"]
+    told = {"pieces": pieces, "die": {"at": 2, "how": "fin"}}
+    scripts: list[Json] = [
         {},
         {"stream": {"chunks": 3}},
         own_error,
@@ -42,9 +42,8 @@ def test_outcomes_are_told_apart(fakes: Farm) -> None:
     ]
     calls = [chat_call(script=script) for script in scripts]
     outcomes = send(f"http://127.0.0.1:{engine.port}", calls, timeout=0.5)
-    assert [outcome.kind for outcome in outcomes] == ["ok"] * 2 + ["explained"] * 2 + [
-        "unexplained"
-    ] * 4
+    told_apart = [outcome.kind for outcome in outcomes]
+    assert told_apart == [*["ok"] * 2, *["explained"] * 2, *["unexplained"] * 4]
     assert outcomes[-1].fault == "silent for 0.5 s"
 
 

@@ -45,8 +45,12 @@ def test_a_stream_ends_with_finish_reason_and_done(fakes: Farm) -> None:
 
 @pytest.mark.parametrize(
     ("how", "ending", "whole", "chunks"),
-    [("rst", "reset", False, 2), ("fin", "closed", False, 2), ("clean", "open", True, 2)]
-    + [("partial", "open", True, 3)],
+    [
+        ("rst", "reset", False, 2),
+        ("fin", "closed", False, 2),
+        ("clean", "open", True, 2),
+        ("partial", "open", True, 3),
+    ],
 )
 def test_a_stream_dies_after_two_pieces(
     fakes: Farm, how: str, ending: str, whole: bool, chunks: int

@@ -90,8 +90,15 @@ def test_a_chunked_body_is_the_same_in_every_slicing(step: int) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"5;ext=1\r\nhello\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloX\r\n", b"0\r\nTrailer: x\r\n\r\n"]
-    + [b"-1\r\n", b"\r\n", b"1" * 40],
+    [
+        b"5;ext=1\r\nhello\r\n",
+        b"0x5\r\nhello\r\n",
+        b"5\r\nhelloX\r\n",
+        b"0\r\nTrailer: x\r\n\r\n",
+        b"-1\r\n",
+        b"\r\n",
+        b"1" * 40,
+    ],
 )
 def test_unclear_chunks_are_refused(data: bytes) -> None:
     with pytest.raises(WireError):
