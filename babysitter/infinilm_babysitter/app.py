@@ -52,7 +52,7 @@ class Signals:
     stop: asyncio.Event
     hurry: asyncio.Event
     """Asked a second time: at once, without waiting for running answers."""
-    patience_over: asyncio.Event = field(default_factory=asyncio.Event)
+    a_second_counts: asyncio.Event = field(default_factory=asyncio.Event)
     """From now on another signal is a second request."""
 
     def listen(self) -> None:
@@ -69,8 +69,8 @@ class Signals:
             log.info("stopping signal=%s", number.name)
             self.stop.set()
             # Tools like timeout(1) signal the process and its group: both are one request.
-            asyncio.get_running_loop().call_later(SAME_REQUEST, self.patience_over.set)
-        elif self.patience_over.is_set():
+            asyncio.get_running_loop().call_later(SAME_REQUEST, self.a_second_counts.set)
+        elif self.a_second_counts.is_set():
             log.info("stopping at once signal=%s", number.name)
             self.hurry.set()
 
@@ -235,23 +235,18 @@ async def _end_engine(parts: Parts, hurry: asyncio.Event) -> bool:
     run, timeout = parts.supervisor.run_now, parts.config.timing.stop_timeout
     if run is None:
         return True
+    over = asyncio.Event()
     end = asyncio.create_task(run.wait())
+    end.add_done_callback(lambda _: over.set())
     try:
         if not hurry.is_set():
             run.stop(timeout)
-            await _first_of(end, hurry, timeout + KILL_GRACE)
+            await wait_for_any(over, hurry, within=timeout + KILL_GRACE)
         run.kill()
-        done, _ = await asyncio.wait({end}, timeout=KILL_GRACE)
-        if not done:
+        if not await wait_for_any(over, within=KILL_GRACE):
             log.error("engine still has processes keeper_pid=%d", run.keeper_pid)
             return False
         log.info("engine stopped reason=%r", end.result().describe())
         return True
     finally:
         await cancel(end)
-
-
-async def _first_of(end: asyncio.Task[object], hurry: asyncio.Event, within: float) -> None:
-    over = asyncio.Event()
-    end.add_done_callback(lambda _: over.set())
-    await wait_for_any(over, hurry, within=within)

@@ -94,8 +94,9 @@ class Engine:
 
     def _send(self, line: str) -> None:
         assert self._keeper.stdin is not None  # noqa: S101  # for the type checker
-        with contextlib.suppress(BrokenPipeError):  # it ends by itself: wait() tells how
-            self._keeper.stdin.write(line.encode() + b"\n")
+        if not self._keeper.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):  # it ends by itself: wait() tells how
+                self._keeper.stdin.write(line.encode() + b"\n")
 
     async def _follow(self) -> Exit:
         """Read the keeper's events to their end."""

@@ -1,0 +1,165 @@
+"""An engine that does what a test tells it to. Journals what happens to it, one JSON object a line."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--folder", type=Path, required=True, help="journal and switches")
+    parser.add_argument("--api-key")
+    parser.add_argument("--worker", action="store_true", help="fork one that will not end")
+    parser.add_argument("--silent", action="store_true", help="never listen")
+    known, _ = parser.parse_known_args(argv)
+    return known
+
+
+class Journal:
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def write(self, event: str, **fields: object) -> None:
+        line = json.dumps({"event": event, "time": time.monotonic(), "pid": os.getpid(), **fields})
+        with self._file.open("a") as file:
+            file.write(line + "\n")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Switches are files in the folder: a test creates and removes them at any time."""
+
+    protocol_version = "HTTP/1.1"
+    folder: Path
+    journal: Journal
+    api_key: str | None
+
+    def do_GET(self) -> None:
+        if (self.folder / "loading").exists():
+            self.journal.write("refused", path=self.path)
+            self.answer(503, {"error": {"message": "Loading model"}})
+        elif self.path == "/hold":
+            self.hold()
+        elif self.path == "/health":
+            self.answer(503 if (self.folder / "dead").exists() else 200, {})
+        elif self.path in {"/v1/models", "/models"}:
+            self.models()
+        else:
+            self.answer(404, {})
+
+    def models(self) -> None:
+        file = self.folder / "models.json"
+        if self.api_key and self.headers["Authorization"] != f"Bearer {self.api_key}":
+            self.answer(401, {"error": "key"})
+        elif not file.exists() or self.path not in json.loads(file.read_text()):
+            self.answer(404, {"detail": "Not Found"})
+        else:
+            names = json.loads(file.read_text())[self.path]
+            self.answer(200, {"object": "list", "data": [model(name) for name in names]})
+
+    def hold(self) -> None:
+        """Half of the answer now, the rest when the test says so."""
+        self.send_response(200)
+        self.send_header("Content-Length", "8")
+        self.end_headers()
+        self.wfile.write(b"half")
+        while not (self.folder / "release").exists():
+            time.sleep(0.01)
+        self.wfile.write(b"done")
+        self.close_connection = True
+
+    def answer(self, status: int, body: object) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def model(name: str) -> dict[str, object]:
+    return {"id": name, "object": "model", "created": time.time(), "owned_by": "test"}
+
+
+def fork_worker(folder: Path) -> None:
+    """As an engine's GPU worker that leaves its session and ignores SIGTERM, with a child."""
+    ready, tell = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.fork()
+        os.write(tell, b"1")
+        while True:
+            signal.pause()
+    for _ in range(2):
+        os.read(ready, 1)
+    (folder / "forked").write_text("yes")
+
+
+def flood(folder: Path, journal: Journal) -> None:
+    """Write what the file `flood` asks for to both streams; journal the longest single write."""
+    plan = json.loads((folder / "flood").read_text())
+    block = (plan["text"] * (65536 // len(plan["text"]) + 1)).encode("latin-1")[:65536]
+    longest, written = 0.0, 0
+    while written < plan["bytes"]:
+        before = time.monotonic()
+        os.write(1 + written // len(block) % 2, block)
+        longest = max(longest, time.monotonic() - before)
+        written += len(block)
+        time.sleep(len(block) / plan["rate"])
+    journal.write("flooded", bytes=written, longest=longest)
+
+
+def end_as_told(folder: Path) -> None:
+    file = folder / "exit"
+    if file.exists():
+        sys.stdout.write("about to end\n")
+        sys.exit(int(file.read_text()))
+
+
+def main() -> None:
+    args = parse()
+    journal = Journal(args.folder / "journal")
+    old = args.folder / "old_tree"
+    journal.write(
+        "start",
+        argv=sys.argv[1:],
+        token=os.environ.get("INFINILM_REGISTRY_TOKEN"),
+        old_alive=[pid for pid in json.loads(old.read_text()) if Path(f"/proc/{pid}").exists()]
+        if old.exists()
+        else [],
+    )
+    sys.stdout.write("engine says hello\n")
+    sys.stdout.flush()
+    end_as_told(args.folder)
+
+    def on_sigterm(*_: object) -> None:
+        journal.write("sigterm")
+        os._exit(0)
+
+    if args.worker:
+        fork_worker(args.folder)
+    signal.signal(signal.SIGTERM, on_sigterm)
+    if args.silent:
+        while True:
+            signal.pause()
+    Handler.folder, Handler.journal, Handler.api_key = args.folder, journal, args.api_key
+    server = ThreadingHTTPServer((args.host, args.port), Handler)
+    server.daemon_threads = True
+    if (args.folder / "flood").exists():
+        threading.Thread(target=flood, args=(args.folder, journal), daemon=True).start()
+    server.serve_forever(poll_interval=0.05)
+
+
+if __name__ == "__main__":
+    main()
