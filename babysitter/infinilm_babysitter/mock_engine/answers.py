@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from infinilm_babysitter.mock_engine.requests import EmbeddingRequest, GenerationRequest
+from infinilm_babysitter.mock_engine.bodies import EmbeddingRequest, GenerationRequest
 from infinilm_babysitter.mock_engine.text import Generation
 from infinilm_babysitter.mock_engine.vectors import embed, to_base64
 

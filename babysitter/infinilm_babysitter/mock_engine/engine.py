@@ -5,9 +5,9 @@ import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 
+from infinilm_babysitter.mock_engine.bodies import GenerationRequest, prefill_seconds
 from infinilm_babysitter.mock_engine.config import EngineConfig
 from infinilm_babysitter.mock_engine.prompts import Prompt
-from infinilm_babysitter.mock_engine.requests import GenerationRequest, prefill_seconds
 from infinilm_babysitter.mock_engine.text import Generation, answer_tokens, fingerprint
 
 

@@ -16,16 +16,16 @@ from infinilm_babysitter.mock_engine.answers import (
     model_object,
     usage,
 )
-from infinilm_babysitter.mock_engine.config import EngineConfig
-from infinilm_babysitter.mock_engine.engine import Engine, generations
-from infinilm_babysitter.mock_engine.metrics import render_metrics
-from infinilm_babysitter.mock_engine.requests import (
+from infinilm_babysitter.mock_engine.bodies import (
     GenerationRequest,
     model_not_found,
     parse_chat,
     parse_completion,
     parse_embedding,
 )
+from infinilm_babysitter.mock_engine.config import EngineConfig
+from infinilm_babysitter.mock_engine.engine import Engine, generations
+from infinilm_babysitter.mock_engine.metrics import render_metrics
 from infinilm_babysitter.mock_engine.text import Generation
 from infinilm_babysitter.mock_engine.wire import SSE_DONE, sse_event, to_json
 
