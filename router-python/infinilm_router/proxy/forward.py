@@ -16,7 +16,6 @@ from infinilm_router.proxy.framing import (
     ResponseHead,
     UntilClose,
     line_ends_are_clean,
-    parse_response_head,
     response_body,
 )
 from infinilm_router.proxy.pool import UpstreamConnection
@@ -168,7 +167,8 @@ class Exchange:
                     self._check_partial_head(data)
                     self._buffer = data
                     return
-                head = parse_response_head(data[: end + 4])
+                assert self._upstream is not None
+                head, length = self._upstream.heads.read(data[: end + 4])
             except Broken as fault:
                 self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
                 return
@@ -176,7 +176,7 @@ class Exchange:
             if head.status >= 200:
                 break
         self._buffer = b""
-        self._begin_answer(head, data)
+        self._begin_answer(head, length, data)
 
     def _check_partial_head(self, data: bytes) -> None:
         if len(data) > MAX_RESPONSE_HEAD:
@@ -186,14 +186,14 @@ class Exchange:
         if not b"HTTP/1.".startswith(data[:7]):
             raise Broken("malformed status line")
 
-    def _begin_answer(self, head: ResponseHead, data: bytes) -> None:
+    def _begin_answer(self, head: ResponseHead, length: int | None, data: bytes) -> None:
         now = self._last_activity
         assert self._in_flight is not None
         fault = head.status in ENGINE_FAULT_STATUS
         self.first_byte_at = now
         self._in_flight.first_byte(Outcome.NEUTRAL if fault else Outcome.OK, now)
         self._response = head
-        self._reader = response_body(head, self.head.method)
+        self._reader = response_body(head, length, self.head.method)
         self.phase = "stream"
         if self.relay.started and not (head.event_stream and head.status == 200):
             self._engine_broke(
@@ -201,31 +201,32 @@ class Exchange:
                 f"it answered {head.status} after the stream to the client had begun",
             )
             return
-        self._body_data(data, head)
+        self._body_data(data, length)
         if not self.ended:
             self._set_deadline()
 
-    def _body_data(self, data: bytes, head: ResponseHead | None = None) -> None:
-        """Relay what came of the body; `head` goes out before it when given."""
+    def _body_data(self, data: bytes, length: int | None = None) -> None:
+        """Relay what came of the body, behind the head when that has not gone out yet."""
         reader = self._reader
         assert reader is not None
         try:
             payload, rest = reader.feed(data) if data else (b"", b"")
         except Broken as fault:
-            self._start_or_feed(head, b"")
+            self._start_or_feed(length, b"")
             self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
             return
         if not reader.done:
-            self._start_or_feed(head, payload)
+            self._start_or_feed(length, payload)
         else:
-            self._start_or_feed(head, payload)
+            self._start_or_feed(length, payload)
             self._complete(clean=(not rest and not data == b"") or not rest)
 
-    def _start_or_feed(self, head: ResponseHead | None, payload: bytes) -> None:
-        if head is None or self.relay.started:
+    def _start_or_feed(self, length: int | None, payload: bytes) -> None:
+        if self.relay.started:
             self.relay.feed(payload)
         else:
-            self.relay.start(head, self.own_fields(), payload)
+            assert self._response is not None
+            self.relay.start(self._response, length, self.own_fields(), payload)
 
     def _complete(self, *, clean: bool) -> None:
         """The body's end has come; `clean` = the connection can be used again."""

@@ -112,19 +112,25 @@ class Gateway:
     ) -> bytes:
         """The request's head as the engine gets it (docs/HTTP.md section 4)."""
         head = exchange.head
-        lines = [
-            b"%b %b HTTP/1.1\r\nHost: %b\r\n"
-            % (head.method, engine_target(service, head), service.host_field),
-            *head.lines,
-        ]
+        if head.hop is None:
+            head.hop = self._forwarded(client, head)
+        passed = head.passed
         if self.engine_api_key is not None:
-            lines = _with_key(lines, self.engine_api_key)
-        lines.append(self._forwarded(client, head))
-        lines.append(b"X-Request-Id: %b\r\nVia: 1.1 %b\r\n" % (exchange.request_id, self.via))
-        if body_length or head.method in _LENGTH_ALWAYS:
-            lines.append(b"Content-Length: %d\r\n" % body_length)
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            passed = _with_key(head.lines, self.engine_api_key)
+        length = (
+            b"Content-Length: %d\r\n" % body_length
+            if body_length or head.method in _LENGTH_ALWAYS
+            else b""
+        )
+        return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-Id: %b\r\n%b\r\n" % (
+            head.method,
+            engine_target(service, head),
+            service.host_field,
+            passed,
+            head.hop,
+            exchange.request_id,
+            length,
+        )
 
     def _forwarded(self, client: "ClientConnection", head: RequestHead) -> bytes:
         known: Mapping[bytes, bytes] = dict(head.forwarded) if client.trusted else {}
@@ -134,11 +140,15 @@ class Gateway:
             for name in (b"forwarded", b"x-real-ip")
             if name in known
         )
-        return b"X-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Forwarded-Proto: %b\r\n%b" % (
+        return (
+            b"X-Forwarded-For: %b\r\nX-Forwarded-Host: %b\r\nX-Forwarded-Proto: %b\r\n"
+            b"%bVia: 1.1 %b\r\n"
+        ) % (
             b"%b, %b" % (chain, client.peer) if chain else client.peer,
             known.get(b"x-forwarded-host", head.host or b""),
             known.get(b"x-forwarded-proto", b"http"),
             extra,
+            self.via,
         )
 
 
@@ -155,10 +165,11 @@ def engine_target(service: Service, head: RequestHead) -> bytes:
     return head.target
 
 
-def _with_key(lines: list[bytes], key: bytes) -> list[bytes]:
-    """Replace the client's Authorization by the engine's own key."""
-    kept = lines[:1]
-    for at in range(1, len(lines), 4):
-        if lines[at].lower() != b"authorization":
-            kept += lines[at : at + 4]
-    return [*kept, b"Authorization: Bearer %b\r\n" % key]
+def _with_key(lines: list[bytes], key: bytes) -> bytes:
+    """The fields with the engine's own key in place of the client's Authorization."""
+    kept = [
+        b"".join(lines[at : at + 4])
+        for at in range(0, len(lines), 4)
+        if lines[at].lower() != b"authorization"
+    ]
+    return b"".join(kept) + b"Authorization: Bearer %b\r\n" % key

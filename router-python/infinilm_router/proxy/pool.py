@@ -4,6 +4,7 @@ import asyncio
 import select
 from typing import Protocol, cast
 
+from infinilm_router.proxy.framing import HeadMemo, parse_response_head
 from infinilm_router.utils.time import Deadline, DeadlineQueue
 
 Address = tuple[str, int]
@@ -29,6 +30,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: "UpstreamPool", address: Address) -> None:
         self.address = address
         self.user: UpstreamUser | None = None
+        self.heads = HeadMemo(parse_response_head)
         self.transport: asyncio.Transport
         self._pool = pool
         self._idle_end = Deadline(self.close)

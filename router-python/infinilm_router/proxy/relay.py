@@ -47,22 +47,19 @@ class Relay:
         self._keep_alive = keep_alive
         self._tail = bytearray()
 
-    def start(self, response: ResponseHead, own: bytes, first: bytes) -> None:
-        """Send the head, with the first bytes of the body."""
-        self.event_stream = response.event_stream
-        lines = [
-            b"HTTP/1.1 %d %b\r\n" % (response.status, response.reason),
-            *response.lines,
-            self._framing(response),
-            own,
-        ]
-        if self.event_stream:
+    def start(
+        self, response: ResponseHead, length: int | None, own: bytes, first: bytes
+    ) -> None:
+        """Send the head, with the first bytes of the body; `length` is the announced one."""
+        framing = self._framing(response, length)
+        if response.event_stream:
+            self.event_stream = True
             if not response.has_buffering:
-                lines.append(b"X-Accel-Buffering: no\r\n")
+                own += b"X-Accel-Buffering: no\r\n"
             if not response.has_caching:
-                lines.append(b"Cache-Control: no-cache\r\n")
-        lines.append(self._connection())
-        self._begin(response.status, b"".join(lines), first)
+                own += b"Cache-Control: no-cache\r\n"
+        head = b"%b%b%b%b" % (response.passed, framing, own, self._connection())
+        self._begin(response.status, head, first)
 
     def start_early(self, own: bytes) -> None:
         """Commit to an event stream before the engine's head came, so that waiting is visible."""
@@ -84,15 +81,13 @@ class Relay:
         else:
             self._client.write(head)
 
-    def _framing(self, response: ResponseHead) -> bytes:
-        length = response.content_length
+    def _framing(self, response: ResponseHead, length: int | None) -> bytes:
         if self._head.method == b"HEAD" or response.status in (204, 304):
-            self._mode = _EMPTY
             is_head = self._head.method == b"HEAD" and length is not None
-            return b"Content-Length: %b\r\n" % length if is_head and length else b""
+            return b"Content-Length: %d\r\n" % length if is_head else b""
         if length is not None:
             self._mode = _SIZED
-            return b"Content-Length: %b\r\n" % length
+            return b"Content-Length: %d\r\n" % length
         if self._head.http_1_0:
             self._mode = _CLOSE
             return b""

@@ -8,6 +8,7 @@ facts found until then hold, and the engine gives its verdict on the body.
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -16,7 +17,13 @@ from infinilm_router.router.selection import Request
 from infinilm_router.utils.errors import Code, RouterError
 
 MAX_MEMBERS: Final = 4096  # members of the outermost object; more can only be an attack
-SMALL_BODY: Final = 8 * 1024  # up to here one regular expression is faster than searching
+PROMPT_HEAD: Final = 1024  # bytes of the prompt that a request without a session key is known by
+SMALL_BODY: Final = 8 * 1024  # bytes; up to here one regular expression is faster than searching
+
+# The members that routing looks at (routing.md calls the text of the prompt T).
+_PROMPT_KEYS: Final = ("messages", "prompt", "input")
+_KEY_KEYS: Final = ("prompt_cache_key", "user")
+_WANTED: Final = ("model", "stream", *_KEY_KEYS, *_PROMPT_KEYS)
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _FLAT = rb'[^"\[\]{}]++|' + _STRING
@@ -33,27 +40,22 @@ def _nested(depth: int) -> bytes:
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
 _STRING_AT = re.compile(_STRING, re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,}\]\[{"]++')
-# A whole member of a small body: key, value, and the comma or brace behind it.
-_SMALL_MEMBER = re.compile(
-    rb"[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+(%b|%b|[^ \t\r\n,}\]\[{\"]++)[ \t\r\n]*+([,}])"
-    % (_STRING, _STRING, _nested(5)),
+# A whole small body whose keys hold no escapes: a group keeps its last match, so that the last of
+# duplicate keys wins here too.
+_VALUE = rb'%b|%b|[^ \t\r\n,}\]\[{"]++' % (_STRING, _nested(5))
+_SMALL_BODY = re.compile(
+    rb"[ \t\r\n]*+\{(?:[ \t\r\n]*+(?:"
+    + b"|".join(
+        rb'"%b"[ \t\r\n]*+:[ \t\r\n]*+(?P<%b>%b)' % (key.encode(), key.encode(), _VALUE)
+        for key in _WANTED
+    )
+    + rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % _VALUE,
     re.DOTALL,
 )
-_NEXT = re.compile(rb"[ \t\r\n]*+([,}])")
+_COMMA = re.compile(rb"[ \t\r\n]*+,")
 _OPEN = re.compile(rb"[ \t\r\n]*+\{")
 _BRACKET = re.compile(rb"[\[\]{}]")
 
-# The members that routing looks at (routing.md calls the text of the prompt T).
-_PROMPT_KEYS: Final = (b"messages", b"prompt", b"input")
-_KEY_KEYS: Final = (b"prompt_cache_key", b"user")
-_WANTED: Final = frozenset(
-    (
-        b"model",
-        b"stream",
-        *_KEY_KEYS,
-        *_PROMPT_KEYS,
-    )
-)
 _MULTIPART_MODEL = re.compile(
     rb'\r\ncontent-disposition:[^\r\n]*;[ ]*name="?model"?[^\r\n]*\r\n'
     rb"(?:[^\r\n]+\r\n)*+\r\n([^\r\n]{1,512})\r\n--",
@@ -73,8 +75,8 @@ def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
     if body:
         if head.content_type[:19].lower() == b"multipart/form-data":
             _read_multipart(request, body)
-        elif opening := _OPEN.match(body):
-            _read_json(request, body, scan(body, opening.end()))
+        else:
+            _read_json(request, body)
     if request.model is None and head.query and (match := _QUERY_MODEL.search(head.query)):
         request.model = unquote_plus(match[1].decode("ascii")) or None
     if head.session:
@@ -85,19 +87,20 @@ def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
     return request
 
 
-def _read_json(request: Request, body: bytes, found: dict[bytes, tuple[int, int]]) -> None:
-    if span := found.get(b"model"):
-        request.model = _model_name(body[span[0] : span[1]])
-    if span := found.get(b"stream"):
-        request.stream = body[span[0] : span[1]] == b"true"
+def _read_json(request: Request, body: bytes) -> None:
+    found = scan(body)
+    if (model := found.get("model")) is not None:
+        request.model = _model_name(body[slice(*model)])
+    if (stream := found.get("stream")) is not None:
+        request.stream = body[slice(*stream)] == b"true"
     for key in _PROMPT_KEYS:
-        if span := found.get(key):
-            request.prompt = body[span[0] : min(span[1], span[0] + 1024)]
+        if (span := found.get(key)) is not None:
+            request.prompt = body[span[0] : min(span[1], span[0] + PROMPT_HEAD)]
             request.prompt_bytes = span[1] - span[0]
             break
     for key in _KEY_KEYS:
         span = found.get(key)
-        if span and span[1] - span[0] > 2 and body[span[0]] == 34:
+        if span is not None and span[1] - span[0] > 2 and body[span[0]] == 34:
             request.key = body[span[0] + 1 : span[1] - 1]
             break
 
@@ -123,33 +126,42 @@ def _read_multipart(request: Request, body: bytes) -> None:
         request.model = match[1].decode("utf-8", "replace")
 
 
-def scan(body: bytes, at: int) -> dict[bytes, tuple[int, int]]:
-    """The wanted members of the object whose first member stands at `at`: key -> (start, end).
+def scan(body: bytes) -> Mapping[str, tuple[int, int]]:
+    """Where the values of the wanted members stand in a JSON object: key -> (start, end).
+
+    Empty when the body is no object.
 
     Raises:
         RouterError: `invalid_request` when there are more than MAX_MEMBERS members.
     """
-    found: dict[bytes, tuple[int, int]] = {}
-    small = len(body) <= SMALL_BODY
+    if len(body) <= SMALL_BODY and (small := _SMALL_BODY.match(body)):
+        return {key: small.span(key) for key in small.groupdict() if small.start(key) >= 0}
+    return _scan_members(body)
+
+
+def _scan_members(body: bytes) -> Mapping[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    opening = _OPEN.match(body)
+    if opening is None:
+        return found
+    at = opening.end()
     for _ in range(MAX_MEMBERS):
-        if small and (member := _SMALL_MEMBER.match(body, at)):
-            raw, span, last, at = member[1], member.span(2), member[3], member.end()
-        else:
-            if (slow := _member(body, at)) is None:
-                return found
-            raw, span, last, at = slow
-        key = raw[1:-1] if b"\\" not in raw else _unescaped(raw)
+        member = _member(body, at)
+        if member is None:
+            return found
+        raw, span, at = member
+        key = raw[1:-1].decode("utf-8", "replace") if b"\\" not in raw else _unescaped(raw)
         if key in _WANTED:
             found[key] = span
-        if last != b",":
+        if at < 0:
             return found
     raise RouterError(
         Code.INVALID_REQUEST, f"the body has more than {MAX_MEMBERS} top-level members"
     )
 
 
-def _member(body: bytes, at: int) -> tuple[bytes, tuple[int, int], bytes, int] | None:
-    """The member at `at`: quoted key, span of the value, what follows it, where to go on."""
+def _member(body: bytes, at: int) -> tuple[bytes, tuple[int, int], int] | None:
+    """The member at `at`: its quoted key, the span of its value, where the next one starts (-1)."""
     key = _KEY.match(body, at)
     if key is None:
         return None
@@ -157,15 +169,15 @@ def _member(body: bytes, at: int) -> tuple[bytes, tuple[int, int], bytes, int] |
     end = _value_end(body, start)
     if end < 0:
         return None
-    after = _NEXT.match(body, end)
-    return (key[1], (start, end), after[1], after.end()) if after else (key[1], (start, end), b"", end)
+    comma = _COMMA.match(body, end)
+    return key[1], (start, end), comma.end() if comma else -1
 
 
-def _unescaped(raw: bytes) -> bytes:
+def _unescaped(raw: bytes) -> str:
     try:
-        return str(json.loads(raw, strict=False)).encode("utf-8", "replace")
+        return str(json.loads(raw, strict=False))
     except ValueError:
-        return raw
+        return ""
 
 
 def _value_end(body: bytes, at: int) -> int:

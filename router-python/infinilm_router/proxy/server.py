@@ -11,6 +11,7 @@ from infinilm_router.proxy.framing import (
     MAX_REQUEST_HEAD,
     BodyReader,
     Broken,
+    HeadMemo,
     RequestHead,
     line_ends_are_clean,
     parse_request_head,
@@ -70,6 +71,7 @@ class ClientConnection(asyncio.Protocol):
         self._deadline = Deadline(self._on_deadline)
         self._state = _IDLE
         self._buffer = b""
+        self._heads = HeadMemo(parse_request_head)
         self._head: RequestHead | None = None
         self._reader: BodyReader | None = None
         self._parts: list[bytes] = []
@@ -174,8 +176,8 @@ class ClientConnection(asyncio.Protocol):
         head_bytes = data[: end + 4]
         if not line_ends_are_clean(head_bytes):
             raise refused("lines must end with CRLF, and NUL bytes are not allowed")
-        head = parse_request_head(head_bytes)
-        reader = request_body(head, self.gateway.config.max_body_bytes)
+        head, length = self._heads.read(head_bytes)
+        reader = request_body(head, length, self.gateway.config.max_body_bytes)
         data = data[end + 4 :]
         if reader.done:
             self._dispatch(head, b"")

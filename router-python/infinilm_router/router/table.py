@@ -40,7 +40,7 @@ class Service:
     @property
     def host_field(self) -> bytes:
         """The value of the `Host` field in requests to it."""
-        return self.netloc(self.port).encode("idna" if not self.host.isascii() else "ascii")
+        return self.netloc(self.port).encode("ascii", "replace")
 
     @property
     def is_engine(self) -> bool:
