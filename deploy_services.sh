@@ -83,7 +83,7 @@ status() {
     elif url=$(service_url) && http_get "$url/health"; then
       printf '%-28s ready at %s (pid %s)\n' "$name" "$url" "${RECORD[pid]}"
     else
-      printf '%-28s running, not ready: %s (pid %s)\n' "$name" "$(health_state)" "${RECORD[pid]}" && code=3
+      printf '%-28s running, not ready: %s (pid %s)\n' "$name" "$(health_value state starting)" "${RECORD[pid]}" && code=3
     fi
   done
   [[ -n ${name:-} ]] || { say "nothing was started here"; code=3; }
@@ -96,9 +96,12 @@ for s in json.load(sys.stdin)["services"]:
   return "$code"
 }
 
-registry_url() {
-  if [[ -n ${REGISTRY_URL:-} ]]; then say "${REGISTRY_URL%/}"; return; fi
-  config_value "$CONFIG_DIR/router_config.json" router registry_url
+registry_url() { # as told by REGISTRY_URL or the port given, else as configured
+  if [[ -n $ROUTER_REGISTRY_URL ]]; then
+    say "${ROUTER_REGISTRY_URL%/}"
+  else
+    config_value "$CONFIG_DIR/router_config.json" router registry_url
+  fi
 }
 
 run() { # COMMAND...: show it, and run it unless --dry-run
@@ -128,7 +131,10 @@ deploy_remote() { # [HOST...]
   [[ $CONFIG_DIR == "$ROOT"/* ]] || die 64 "-c $CONFIG_DIR: deploy-remote copies $ROOT; put the configuration inside it."
   case $(registry_url) in
     '') die 64 "no registry_url in $CONFIG_DIR/router_config.json: set REGISTRY_URL=http://THIS_HOST:18000" ;;
-    http://localhost* | http://127.* | http://\[::1\]*) die 64 "the registry is $(registry_url), which other machines cannot reach: set REGISTRY_URL=http://THIS_HOST:18000, or router.registry_url in $CONFIG_DIR/router_config.json" ;;
+    http://localhost* | http://127.*)
+      [[ -n ${REGISTRY_URL:-} ]] ||  # said outright, it is a tunnel's end
+        die 64 "the registry is $(registry_url), which other machines cannot reach: set REGISTRY_URL=http://THIS_HOST:18000, or router.registry_url in $CONFIG_DIR/router_config.json"
+      ;;
   esac
   if ((${#hosts[@]} == 0)); then
     services=$(list_services) || exit 64
@@ -164,8 +170,8 @@ while (($#)); do
     -c | --config-dir | -r | --registry-port | -p | --router-port)
       (($# > 1)) || usage_error "$1 needs a value"
       case $1 in
-        -c | --config-dir) CONFIG_DIR=$(readlink -f -- "$2") ;;
-        -r | --registry-port) export REGISTRY_PORT=$2 REGISTRY_URL=${REGISTRY_URL:-http://localhost:$2} ;;
+        -c | --config-dir) CONFIG_DIR=$(readlink -m -- "$2") ;;
+        -r | --registry-port) export REGISTRY_PORT=$2 ;;
         *) export ROUTER_PORT=$2 ;;
       esac
       shift ;;
@@ -178,7 +184,7 @@ while (($#)); do
 done
 [[ -d $CONFIG_DIR ]] || die 64 "-c: there is no folder $CONFIG_DIR"
 [[ $COMMAND == deploy-remote || ${#arguments[@]} == 0 ]] || usage_error "$COMMAND takes no arguments: ${arguments[*]}"
-ROUTER_REGISTRY_URL=${ROUTER_REGISTRY_URL:-${REGISTRY_URL:-}}
+ROUTER_REGISTRY_URL=${REGISTRY_URL:-${REGISTRY_PORT:+http://localhost:$REGISTRY_PORT}}
 BABYSITTER_REGISTRY_URL=${BABYSITTER_REGISTRY_URL:-$ROUTER_REGISTRY_URL}
 export ROUTER_REGISTRY_URL BABYSITTER_REGISTRY_URL
 export REGISTRY_CONFIG=$CONFIG_DIR/registry_config.json ROUTER_CONFIG=$CONFIG_DIR/router_config.json

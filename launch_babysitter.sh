@@ -59,4 +59,5 @@ else
     --restart-delay "$RESTART_DELAY" --heartbeat-interval "$HEARTBEAT_INTERVAL"
   FLAGS+=("${engine[@]}")
 fi
+FLAGS+=(--log-dir "$LOG_DIR")
 launch "$name" "$BABYSITTER_WAIT_TIMEOUT" "$PYTHON" "$ROOT/babysitter/enhanced_babysitter.py" "${FLAGS[@]}" "$@"

@@ -207,14 +207,12 @@ service_url() { # NAME: the address that the service printed, one that can be co
   say "${url/\/\/\[::\]:/\/\/[::1]:}"
 }
 
-health_state() { # the state that the last health answer told, for the progress display
-  local state=starting
-  [[ ! $HTTP_BODY =~ \"state\":\ ?\"([a-z]+)\" ]] || state=${BASH_REMATCH[1]}
-  say "$state"
+health_value() { # KEY DEFAULT: the text that the last health answer has there
+  if [[ $HTTP_BODY =~ \"$1\":\ ?\"(([^\"\\]|\\.)*)\" ]]; then say "${BASH_REMATCH[1]}"; else say "$2"; fi
 }
 
 wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, with the end of the log
-  local name=$1 begun=$SECONDS said=$SECONDS url
+  local name=$1 begun=$SECONDS said=$SECONDS url line
   HTTP_BODY=''
   while inspect "$name"; do
     if [[ $STATE != running ]]; then
@@ -223,13 +221,14 @@ wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, 
     fi
     url=$(service_url) && http_get "$url/health" && break
     if ((SECONDS - begun >= $2)); then
-      say "$name: not ready after $2 s and still $(health_state) (pid ${RECORD[pid]}); it is left running. Log: ${RECORD[log]}" >&2
+      say "$name: not ready after $2 s and still $(health_value state starting) (pid ${RECORD[pid]}); it is left running. Log: ${RECORD[log]}" >&2
       tail -n 10 -- "${RECORD[log]}" >&2
       return 1
     fi
     if ((SECONDS - said >= SAY_EVERY)); then
       said=$SECONDS
-      say "$name: $(health_state), $((SECONDS - begun)) s: $(tail -n 1 -- "${RECORD[log]}" | cut -c 1-120)"
+      line=$(health_value last_log_line "$(tail -n 1 -- "${RECORD[log]}")")
+      say "$name: $(health_value state starting), $((SECONDS - begun)) s: ${line:0:120}"
     fi
     sleep 0.2
   done
