@@ -83,19 +83,12 @@ class WriteLimiter:
     def take(self, client: str) -> None:
         """Count one write; WriteLimitError with the seconds to wait if there is none left."""
         now = self._clock()
-        left = min(float(self._burst), self._left(client, now))
+        left, then = self._buckets.pop(client, (float(self._burst), now))
+        left = min(float(self._burst), left + (now - then) * self._rate)
+        self._buckets[client] = (left - 1 if left >= 1 else left, now)
+        if len(self._buckets) > _MOST_CLIENTS:
+            # The longest idle one; its bucket has most likely filled up again.
+            del self._buckets[next(iter(self._buckets))]
         if left < 1:
             message = f"Too many writes: at most {self._rate:g} a second from one client"
             raise WriteLimitError(message, (1 - left) / self._rate)
-        if len(self._buckets) >= _MOST_CLIENTS and client not in self._buckets:
-            self._forget_idle(now)
-        self._buckets[client] = (left - 1, now)
-
-    def _left(self, client: str, now: float) -> float:
-        left, then = self._buckets.get(client, (self._burst, now))
-        return left + (now - then) * self._rate
-
-    def _forget_idle(self, now: float) -> None:
-        full = [client for client in self._buckets if self._left(client, now) >= self._burst]
-        for client in full or [next(iter(self._buckets))]:
-            del self._buckets[client]

@@ -1,0 +1,158 @@
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+import pytest
+
+from infinilm_registry import membership
+from infinilm_registry.entry import LeaseTerms
+from infinilm_registry.errors import (
+    InstanceMismatchError,
+    NotRegisteredError,
+    RegistryFullError,
+    StoreError,
+)
+from infinilm_registry.membership import Membership
+from infinilm_registry.service import Service
+from infinilm_registry.store import MemoryStore
+from infinilm_registry.table import ServiceTable
+from infinilm_registry.watch import Watch
+
+MakeService = Callable[..., Service]
+
+
+class RecordingStore(MemoryStore):
+    """Remembers its transactions; breaks when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[dict[str, Service | None]] = []
+        self.broken = False
+
+    def write(self, changes: Mapping[str, Service | None]) -> None:
+        if self.broken:
+            raise StoreError("disk I/O error")
+        self.writes.append(dict(changes))
+
+
+class World:
+    def __init__(self) -> None:
+        self.store = RecordingStore()
+        self.table = ServiceTable(LeaseTerms(), Watch(0))
+        self.members = Membership(self.table, self.store)
+
+    def names(self) -> list[str]:
+        return [entry.service.name for entry in self.table.entries()]
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> World:
+    async def run() -> World:
+        world = World()
+        await world.members.load(())
+        writer = asyncio.create_task(world.members.run())
+        try:
+            await scenario(world)
+        finally:
+            world.members.close()
+            await writer
+            await world.members.close_store()
+        return world
+
+    return asyncio.run(run())
+
+
+def test_commands_that_gather_are_one_transaction(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        commands = [membership.register(service(f"e{n}"), 1000) for n in range(500)]
+        await asyncio.gather(*map(world.members.submit, commands))
+
+    world = play(scenario)
+    assert len(world.names()) == 500
+    assert len(world.store.writes) <= 2
+
+
+def test_a_late_removal_by_the_old_instance_meets_its_successor(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        submit = world.members.submit
+        first = await submit(membership.register(service(instance_id="old"), 10))
+        # All in one batch: the removal is checked against what the batch has made so far.
+        second, removal, change, heartbeat = await asyncio.gather(
+            submit(membership.register(service(instance_id="new"), 10)),
+            submit(membership.remove("engine", "old")),
+            submit(membership.update("engine", {"weight": 5}, "old")),
+            submit(membership.update("engine", {"status": "running"}, "new")),
+            return_exceptions=True,
+        )
+        assert (first.generation, getattr(second, "generation", None)) == (1, 2)
+        assert isinstance(removal, InstanceMismatchError)
+        assert isinstance(change, InstanceMismatchError)
+        assert isinstance(heartbeat, Service)
+
+    world = play(scenario)
+    entry = world.table.find("engine")
+    assert entry
+    assert (entry.service.instance_id, entry.service.weight) == ("new", 1)
+
+
+def test_without_an_instance_id_everybody_may_remove(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        await world.members.submit(membership.register(service(instance_id="x"), 10))
+        await world.members.submit(membership.remove("engine", None))
+        with pytest.raises(NotRegisteredError):
+            await world.members.submit(membership.remove("engine", None))
+
+    assert play(scenario).names() == []
+
+
+def test_a_full_registry_still_takes_updates_and_replacements(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        submit = world.members.submit
+        answers = await asyncio.gather(
+            *(submit(membership.register(service(f"e{n}"), 3)) for n in range(5)),
+            submit(membership.register(service("e0", weight=9), 3)),
+            submit(membership.remove("e1", None)),
+            submit(membership.register(service("e9"), 3)),
+            return_exceptions=True,
+        )
+        refused = [isinstance(answer, RegistryFullError) for answer in answers]
+        assert refused == [False] * 3 + [True] * 2 + [False] * 3
+
+    assert sorted(play(scenario).names()) == ["e0", "e2", "e9"]
+
+
+def test_what_the_store_refuses_is_not_acknowledged_and_not_visible(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        submit = world.members.submit
+        await submit(membership.register(service("kept"), 10))
+        revision = world.table._watch.revision
+        world.store.broken = True
+        answers = await asyncio.gather(
+            submit(membership.register(service("refused"), 10)),
+            submit(membership.remove("kept", None)),
+            submit(membership.remove("unknown", None)),
+            return_exceptions=True,
+        )
+        assert [type(answer) for answer in answers] == [StoreError, StoreError, NotRegisteredError]
+        assert world.table._watch.revision == revision
+        world.store.broken = False
+        await submit(membership.register(service("taken"), 10))
+
+    assert play(scenario).names() == ["kept", "taken"]
+
+
+def test_a_sender_that_leaves_does_not_stop_the_others(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        gone = asyncio.create_task(world.members.submit(membership.register(service("gone"), 10)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await world.members.submit(membership.register(service("here"), 10))
+
+    assert play(scenario).names() == ["gone", "here"]
+
+
+def test_clean_up_spares_who_has_spoken_meanwhile(service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        registered = await world.members.submit(membership.register(service(), 10))
+        with pytest.raises(NotRegisteredError):
+            await world.members.submit(membership.remove_silent(registered, world.table))
+
+    assert play(scenario).names() == ["engine"]

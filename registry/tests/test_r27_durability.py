@@ -1,0 +1,279 @@
+"""R27: what was acknowledged survives kill -9, broken disks and damaged files."""
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from rig.processes import ROOT, wait_until
+
+Body = Callable[..., dict[str, Any]]
+Start = Callable[..., Any]
+
+UNLIMITED = ("--write-rate", "1000000", "--write-burst", "1000000")
+SENDERS = 4
+NAMES_PER_SENDER = 12
+
+
+class Sender:
+    """Registers and removes its own names; knows for each what the registry may and must hold.
+
+    `held[name]` are the allowed weights, None for absent. An acknowledged change leaves one; a
+    change whose answer was cut off may or may not have happened, which leaves two.
+    """
+
+    def __init__(self, number: int, seed: int, make: Body) -> None:
+        self.names = [f"s{number}-{n}" for n in range(NAMES_PER_SENDER)]
+        self.held: dict[str, set[int | None]] = {name: {None} for name in self.names}
+        self.dice = random.Random(seed + number)
+        self.make = make
+        self.acknowledged = 0
+        self.serial = 0
+
+    def work(self, url: str) -> None:
+        """Send changes until the registry is gone."""
+        with requests.Session() as session:
+            session.trust_env = False
+            while self.change(session, url):
+                pass
+
+    def change(self, session: requests.Session, url: str) -> bool:
+        name = self.dice.choice(self.names)
+        self.serial += 1
+        wanted = self.serial if self.dice.random() < 0.6 else None
+        before = self.held[name]
+        self.held[name] = before | {wanted}
+        try:
+            if wanted is None:
+                answer = session.delete(f"{url}/services/{name}", timeout=20)
+                assert answer.status_code in ({200} if None not in before else {200, 404})
+            else:
+                registration = self.make(name, weight=wanted)
+                answer = session.post(f"{url}/services", json=registration, timeout=20)
+                assert answer.status_code == 201
+        except requests.RequestException:
+            return False
+        self.held[name] = {wanted}
+        self.acknowledged += 1
+        return True
+
+    def check(self, found: dict[str, int]) -> None:
+        """Compare with what a restarted registry holds, and go on from there."""
+        for name in self.names:
+            assert found.get(name) in self.held[name], name
+            self.held[name] = {found.get(name)}
+
+
+def torture(start: Start, store: Path, make: Body, *, kills: int, changes: int) -> int:
+    """Kill the registry `kills` times under load; returns the acknowledged changes, all checked."""
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    senders = [Sender(number, seed, make) for number in range(SENDERS)]
+    for round_number in range(kills + 1):
+        registry = start("--store", store, *UNLIMITED)
+        services = registry.get("/services")["services"]
+        found = {service["name"]: service["weight"] for service in services}
+        assert registry.get("/health")["degraded"] is False
+        for sender in senders:
+            sender.check(found)
+        if round_number == kills:
+            assert registry.program.stop() == 0
+            break
+        with ThreadPoolExecutor(SENDERS) as pool:
+            work = [pool.submit(sender.work, registry.url) for sender in senders]
+            target = changes * (round_number + 1) // kills
+            wait_until(lambda: sum(s.acknowledged for s in senders) >= target, 60, every=0.001)
+            time.sleep(dice.uniform(0, 0.02))  # the random moment of the kill
+            registry.program.kill()
+            for job in work:
+                job.result(30)
+    return sum(sender.acknowledged for sender in senders)
+
+
+def test_r27_acknowledged_changes_survive_8_kills_at_random_moments(
+    start: Start, body: Body, tmp_path: Path
+) -> None:
+    assert torture(start, tmp_path / "r.sqlite3", body, kills=8, changes=200) >= 200
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_r27_acknowledged_changes_survive_50_kills_at_random_moments(
+    start: Start, body: Body, tmp_path: Path
+) -> None:
+    assert torture(start, tmp_path / "r.sqlite3", body, kills=50, changes=2_000) >= 2_000
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
+def test_r27_a_registry_with_a_damaged_store_starts_reports_and_serves(
+    content: bytes, start: Start, body: Body, tmp_path: Path
+) -> None:
+    store = tmp_path / "r.sqlite3"
+    store.write_bytes(content)
+    registry = start("--store", store)
+    health = registry.get("/health")
+    (aside,) = tmp_path.glob("r.sqlite3.damaged-*")
+    assert aside.read_bytes() == content
+    assert health["degraded"] is True
+    assert aside.name in health["degraded_reason"]
+    assert aside.name in registry.program.output
+    assert registry.register(body()).status_code == 201
+    registry.program.kill()
+    again = start("--store", store)
+    assert again.names() == {"engine"}
+    assert again.get("/health")["degraded"] is False
+
+
+def test_r27_a_store_torn_by_a_crash_gives_back_what_is_intact(
+    start: Start, body: Body, tmp_path: Path
+) -> None:
+    store = tmp_path / "r.sqlite3"
+    first = start("--store", store, *UNLIMITED)
+    registered = {f"e{n}" for n in range(60)}
+    for name in registered:
+        first.register(body(name, metadata={"filling": name * 200}))
+    assert first.program.stop() == 0
+    os.truncate(store, store.stat().st_size * 3 // 4)
+    second = start("--store", store)
+    assert second.get("/health")["degraded"] is True
+    assert second.names() <= registered
+    assert second.register(body("new")).status_code == 201
+
+
+@pytest.fixture
+def without_override() -> list[str]:
+    """A prefix that makes file permissions count for root, too."""
+    return ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+
+
+def test_r27_a_read_only_store_is_taken_over_into_a_new_file(
+    start: Start, run: Any, body: Body, tmp_path: Path, without_override: list[str]
+) -> None:
+    store = tmp_path / "r.sqlite3"
+    first = start("--store", store)
+    first.register(body("kept"))
+    assert first.program.stop() == 0
+    store.chmod(0o444)
+    script = ROOT / "registry" / "service_registry.py"
+    flags = ("--host", "127.0.0.1", "--port", "0", "--store", store)
+    program = run.start(*without_override, sys.executable, script, *flags)
+    url = program.wait_listening()
+    names = [one["name"] for one in requests.get(f"{url}/services", timeout=9).json()["services"]]
+    assert names == ["kept"]
+    assert requests.get(f"{url}/health", timeout=9).json()["degraded"] is True
+    assert requests.post(f"{url}/services", json=body("new"), timeout=9).status_code == 201
+    assert len(list(tmp_path.glob("r.sqlite3.damaged-*"))) == 1
+
+
+def test_r27_a_full_disk_refuses_writes_until_there_is_room_again(
+    start: Start, body: Body, tmp_path: Path
+) -> None:
+    store = tmp_path / "r.sqlite3"
+    registry = start("--store", store, *UNLIMITED)
+    registry.register(body("before"))
+    limit_files(registry.program.pid, "1000")  # bytes: no file can grow
+    refused = registry.register(body("refused", metadata={"filling": "x" * 8000}))
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert "cannot store" in refused.json()["error"]
+    assert registry.call("DELETE", "/services/before").status_code == 503
+    beat = registry.call("POST", "/services/before/heartbeat")
+    assert (beat.status_code, beat.json()["degraded"]) == (200, True)
+    assert registry.names() == {"before"}
+    assert registry.get("/health")["degraded"] is True
+    limit_files(registry.program.pid, "unlimited")
+    assert registry.register(body("after")).status_code == 201
+    assert registry.get("/health")["degraded"] is False
+    registry.program.kill()
+    assert start("--store", store).names() == {"before", "after"}
+
+
+def limit_files(pid: int, size: str) -> None:
+    """Let no file of the process grow beyond `size` bytes; what is larger already stays."""
+    subprocess.run(["prlimit", "--pid", str(pid), f"--fsize={size}:"], check=True)
+
+
+@pytest.fixture
+def failing_sync(tmp_path: Path) -> Iterator[Callable[[int], Any]]:
+    """`failing_sync(pid)` makes every fsync of a running process fail until `.stop()`."""
+    tracers: list[subprocess.Popen[bytes]] = []
+
+    class Fault:
+        def __init__(self, pid: int) -> None:
+            calls = "fsync,fdatasync"
+            log = tmp_path / f"strace-{len(tracers)}"
+            inject = ("-e", f"trace={calls}", "-e", f"inject={calls}:error=EIO")
+            self.log = log
+            self.tracer = subprocess.Popen(
+                ["strace", "-f", "-q", "-o", log, *inject, "-p", str(pid)],
+                stderr=subprocess.DEVNULL,
+            )
+            tracers.append(self.tracer)
+            wait_until(lambda: self.traced(pid), what="strace attached")
+
+        def traced(self, pid: int) -> bool:
+            status = (
+                Path(f"/proc/{pid}/task/{task}/status") for task in os.listdir(f"/proc/{pid}/task")
+            )
+            return all(f"TracerPid:\t{self.tracer.pid}\n" in one.read_text() for one in status)
+
+        def stop(self) -> None:
+            self.tracer.terminate()
+            self.tracer.wait(10)
+
+    yield Fault
+    for tracer in tracers:
+        if tracer.poll() is None:
+            tracer.terminate()
+            tracer.wait(10)
+
+
+@pytest.mark.slow
+def test_r27_a_write_whose_sync_fails_is_not_acknowledged(
+    start: Start, body: Body, tmp_path: Path, failing_sync: Callable[[int], Any]
+) -> None:
+    store = tmp_path / "r.sqlite3"
+    registry = start("--store", store)
+    assert registry.register(body("before")).status_code == 201
+    fault = failing_sync(registry.program.pid)
+    for _ in range(3):
+        assert registry.register(body("refused")).status_code == 503
+        assert registry.call("DELETE", "/services/before").status_code == 503
+    assert "EIO" in fault.log.read_text()
+    assert registry.names() == {"before"}
+    fault.stop()
+    assert registry.register(body("after")).status_code == 201
+    registry.program.kill()
+    assert start("--store", store).names() == {"before", "after"}
+
+
+def test_r27_the_store_can_fail_while_watchers_and_heartbeats_go_on(
+    start: Start, body: Body, tmp_path: Path
+) -> None:
+    registry = start("--store", tmp_path / "r.sqlite3")
+    registry.register(body("engine"))
+    limit_files(registry.program.pid, "1000")
+    revision = registry.get("/services")["revision"]
+    answers: list[int] = []
+
+    def beat() -> None:
+        with requests.Session() as session:
+            url = f"{registry.url}/services/engine/heartbeat"
+            answers.extend(session.post(url, timeout=9).status_code for _ in range(20))
+
+    sender = threading.Thread(target=beat)
+    sender.start()
+    assert registry.call("PUT", "/services/engine", json={"status": "draining"}).status_code == 503
+    sender.join(20)
+    assert answers == [200] * 20
+    assert registry.get("/services")["revision"] == revision

@@ -1,0 +1,141 @@
+"""R28, R29 on a real process, with leases of a second or two instead of minutes."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from rig.processes import wait_until
+
+Body = Callable[..., dict[str, Any]]
+TTL = 1.5
+LEASES = ("--heartbeat-timeout", str(TTL), "--removal-timeout", str(2 * TTL))
+QUICK = (*LEASES, "--cleanup-interval", "0.1", "--write-rate", "10000")
+
+
+@contextmanager
+def heartbeats(url: str, names: list[str]) -> Iterator[None]:
+    """Every name beats four times in a lease."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        with requests.Session() as session:
+            session.trust_env = False
+            while not stop.wait(TTL / 8):
+                for name in names:
+                    session.post(f"{url}/services/{name}/heartbeat", timeout=9)
+
+    sender = threading.Thread(target=beat)
+    sender.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        sender.join(20)
+
+
+def healthy_until(registry: Any, moment: float) -> set[frozenset[str]]:
+    """Every set of healthy services that was listed until the monotonic `moment`."""
+    seen = set()
+    while time.monotonic() < moment:
+        seen.add(frozenset(registry.names("?healthy=true")))
+        time.sleep(0.05)
+    return seen
+
+
+def test_r28_a_restart_expires_nobody_for_one_ttl_and_then_only_the_dead(
+    start: Any, body: Body, tmp_path: Path
+) -> None:
+    store = ("--store", tmp_path / "r.sqlite3")
+    names = [f"e{n:02}" for n in range(50)]
+    first = start(*QUICK, *store)
+    for name in names:
+        assert first.register(body(name)).status_code == 201
+    first.program.kill()
+    time.sleep(2.5 * TTL)  # the outage: longer than every lease and than the time until removal
+
+    second = start(*QUICK, *store)
+    restarted = time.monotonic()
+    assert second.names("?healthy=true") == set(names)
+    with heartbeats(second.url, names[3:]):
+        seen = healthy_until(second, restarted + 0.6 * TTL)
+        assert seen == {frozenset(names)}
+        wait_until(
+            lambda: second.names("?healthy=true") == set(names[3:]), what="expiry of the dead"
+        )
+        wait_until(lambda: second.names() == set(names[3:]), what="removal of the dead")
+        assert healthy_until(second, time.monotonic() + TTL) == {frozenset(names[3:])}
+
+
+def test_r28_generation_and_instance_survive_a_restart(
+    start: Any, body: Body, tmp_path: Path
+) -> None:
+    store = ("--store", tmp_path / "r.sqlite3")
+    first = start(*store)
+    first.register(body(instance_id="old", metadata={"models": ["m"]}, heartbeat_interval=10))
+    first.register(body(instance_id="new", metadata={"models": ["m"]}, heartbeat_interval=10))
+    before = first.get("/services/engine")
+    revision = first.get("/services")["revision"]
+    first.program.kill()
+    second = start(*store)
+    after = second.get("/services/engine")
+    moving = {"last_heartbeat"}
+    assert {k: v for k, v in after.items() if k not in moving} == {
+        k: v for k, v in before.items() if k not in moving
+    }
+    assert second.call("DELETE", "/services/engine?instance_id=old").status_code == 409
+    assert second.call("POST", "/services/engine/heartbeat").json()["ttl"] == 35
+    assert second.get("/services")["revision"] > revision
+
+
+def test_r29_heartbeats_that_fail_in_masses_mark_stale_and_come_back(
+    start: Any, body: Body
+) -> None:
+    registry = start(*QUICK)
+    names = [f"e{n:02}" for n in range(20)]
+    for name in names:
+        registry.register(body(name))
+    lost = set(names[:12])
+
+    def stale() -> set[str]:
+        services = registry.get("/services")["services"]
+        return {service["name"] for service in services if service["stale"]}
+
+    with heartbeats(registry.url, names[12:]):
+        wait_until(lambda: stale() == lost, what="all silent ones stale")
+        assert registry.get("/stats")["self_preservation"]["active"] is True
+        # Longer than the time until removal, which would be 2 TTL.
+        assert healthy_until(registry, time.monotonic() + 2 * TTL) == {frozenset(names)}
+        assert stale() == lost
+    with heartbeats(registry.url, names):
+        wait_until(lambda: stale() == set(), what="healing")
+        assert registry.get("/stats")["self_preservation"]["active"] is False
+
+
+def test_a_silent_service_wakes_a_watcher_on_time(start: Any, body: Body) -> None:
+    registry = start(*LEASES)
+    registry.register(body())
+    began = time.monotonic()
+    revision = registry.get("/services")["revision"]
+    answer = registry.call("GET", f"/services?healthy=true&since={revision}&wait=30")
+    assert answer.json()["services"] == []
+    assert time.monotonic() - began == pytest.approx(TTL, abs=1)
+
+
+def test_a_removed_service_is_told_to_register_again(
+    start: Any, body: Body, tmp_path: Path
+) -> None:
+    store = ("--store", tmp_path / "r.sqlite3")
+    limits = ("--heartbeat-timeout", "0.2", "--removal-timeout", "0.3", "--cleanup-interval", "0.1")
+    registry = start(*limits, *store)
+    registry.register(body())
+    wait_until(lambda: registry.names() == set())
+    beat = registry.call("POST", "/services/engine/heartbeat")
+    assert (beat.status_code, beat.json()["re_register"]) == (404, True)
+    registry.program.kill()
+    assert start(*store).names() == set()
