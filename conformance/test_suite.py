@@ -2,11 +2,14 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rig.engine_script import parse_script
+from rig.fake_engine import Settings
 from rig.raw_client import Response
 from rig.wire import Head
 from runner.cases import check, duplicates, load_cases, load_gaps, parse_cases, read_json
@@ -57,6 +60,16 @@ def test_every_rule_of_the_http_page_has_a_case() -> None:
     rules = [f"HTTP 1.{n}" for n in range(1, 14)] + [f"HTTP 2.{n}" for n in range(1, 9)]
     rules += ["HTTP 3", "HTTP 4", *(f"HTTP 5.{n}" for n in range(1, 7)), "HTTP 6", "HTTP 7"]
     assert missing(rules) == []
+
+
+def test_every_script_and_setting_is_one_that_the_fake_engine_knows() -> None:
+    known = {field.name for field in fields(Settings)}
+    for case in load_cases():
+        for engine in case.setup.get("engines", {}).values():
+            assert set(engine.get("settings", {})) <= known
+        for step in case.steps:
+            for request in [step[verb] for verb in ("request", "start", "leave") if verb in step]:
+                parse_script(request.get("script", {}), {}, "/v1/chat/completions")
 
 
 @pytest.mark.parametrize(

@@ -29,11 +29,16 @@ PROBES = ("/health", "/v1/models", "/models")
 
 @dataclass
 class Settings:
-    """What can be changed. `health`: status of port + 1; `own_health`: of the own port."""
+    """What can be changed.
+
+    `health` is the status of port + 1 (the `healths` come first, one for each probe), `own_health`
+    that of the own port.
+    """
 
     models: list[Any] = field(default_factory=lambda: ["m"])
     models_path: str = "/v1/models"
     health: int = 200
+    healths: list[int] = field(default_factory=list)
     health_delay: float = 0.0
     own_health: int = 200
     script: Json = field(default_factory=dict)
@@ -130,10 +135,14 @@ class FakeEngine:
         if request.path == "/__control":
             return await self._control(connection, request)
         self.probes.append((request.arrived, f"sidecar {request.path}"))
-        status = self.settings.health if request.path == "/health" else 404
+        status = self._next_health() if request.path == "/health" else 404
         await connection.sleep(self.settings.health_delay)
         await connection.answer(status, b'{"status":"healthy"}')
         return True
+
+    def _next_health(self) -> int:
+        healths = self.settings.healths
+        return healths.pop(0) if healths else self.settings.health
 
     async def _control(self, connection: Connection, request: Request) -> bool:
         status, answer = 200, None

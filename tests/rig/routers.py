@@ -106,6 +106,20 @@ class Router:
         except AssertionError as error:
             raise AssertionError(f"{error}; last: {seen[-1]}; {self.program.output}") from None
 
+    def memory(self) -> int:
+        """Resident memory of the process in bytes."""
+        pages = int(Path(f"/proc/{self.program.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def cpu(self) -> float:
+        """Processor time that the process has used, in seconds."""
+        fields = Path(f"/proc/{self.program.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def service(self, name: str) -> Any:
+        """What /stats says of one service."""
+        return next(s for s in self.get("/stats")["services"] if s["name"] == name)
+
     def descriptors(self) -> int:
         """Open file descriptors of the process."""
         return len(list(Path(f"/proc/{self.program.pid}/fd").iterdir()))
@@ -119,3 +133,26 @@ def write_static(path: Path, services: Sequence[Mapping[str, Any]]) -> Path:
     """A static service file."""
     path.write_text(json.dumps(list(services)))
     return path
+
+
+class StartRouter:
+    """`router = start(engines=[engine], flags={"max-errors": 1})` waits until all are healthy."""
+
+    def __init__(self, run: Programs, name: str, folder: Path) -> None:
+        self._run = run
+        self._name = name
+        self._folder = folder
+
+    def __call__(
+        self,
+        services: Sequence[Mapping[str, Any]] = (),
+        *,
+        flags: Mapping[str, Any] | None = None,
+        healthy: str | None = None,
+    ) -> Router:
+        given: dict[str, Any] = {"state-dir": self._folder, "access-log": "errors"}
+        if services:
+            given["static-services"] = write_static(self._folder / "static.json", services)
+        router = Router(self._run, self._name, {**given, **(flags or {})})
+        router.wait_healthy(healthy or f"{len(services)}/{len(services)}")
+        return router

@@ -1,0 +1,72 @@
+"""The real registry, and real babysitters with mock engines, for tests of the whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from rig.processes import Program, Programs, free_port
+
+
+class Registry:
+    """A registry process on one port; it can be killed and started again, empty."""
+
+    def __init__(self, run: Programs) -> None:
+        self._run = run
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.program = self.start()
+
+    def start(self) -> Program:
+        """Start (again); nothing is remembered from before."""
+        self.program = self._run.python(
+            "registry/service_registry.py",
+            *("--host", "127.0.0.1", "--port", str(self.port), "--store", "memory"),
+        )
+        self.program.wait_listening()
+        return self.program
+
+    def names(self) -> set[str]:
+        """The services that are registered and healthy; empty when nobody answers."""
+        try:
+            answer = requests.get(f"{self.url}/services?healthy=true", timeout=5).json()
+        except requests.ConnectionError:
+            return set()
+        return {service["name"] for service in answer["services"]}
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """One registered service."""
+        answer = requests.get(f"{self.url}/services/{name}", timeout=5)
+        answer.raise_for_status()
+        service: dict[str, Any] = answer.json()
+        return service
+
+    def delete(self, name: str) -> None:
+        """Take a service off the list behind its babysitter's back."""
+        requests.delete(f"{self.url}/services/{name}", timeout=5).raise_for_status()
+
+
+class Babysitter:
+    """A babysitter with a mock engine."""
+
+    def __init__(self, run: Programs, folder: Path, name: str, registry_url: str) -> None:
+        self.name = name
+        self.engine_name = f"{name}-server"
+        self.port = free_port()
+        config = folder / f"{name}.toml"
+        settings = {"name": name, "host": "127.0.0.1", "port": self.port}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+        lines += [f'registry_url = "{registry_url}"', "[babysitter]", "heartbeat_interval = 1"]
+        lines += ["[backend]", 'type = "mock"', 'models = ["m"]', "tokens_per_second = 1000"]
+        config.write_text("\n".join([*lines, ""]))
+        self.program = run.python(
+            "babysitter/enhanced_babysitter.py",
+            *("--config-file", config, "--bind", "127.0.0.1", "--log-dir", folder / "logs"),
+        )
+
+
+def stop_all(sitters: list[Babysitter]) -> None:
+    """Stop babysitters in order, so that no engine outlives the test."""
+    for sitter in sitters:
+        sitter.program.stop(30)

@@ -1,0 +1,135 @@
+"""R2 and R3: traffic does not notice that the registry is gone, and engines are found again."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rig.load_client import LoadClient, Outcome, chat_call, kinds
+from rig.processes import Programs, wait_until
+from rig.routers import Router, StartRouter
+from rig.system import Babysitter, Registry, stop_all
+
+RATE = 20
+
+
+@pytest.fixture
+def registry(run: Programs) -> Registry:
+    return Registry(run)
+
+
+@pytest.fixture
+def sitters(run: Programs, registry: Registry, tmp_path: Path) -> Iterator[list[Babysitter]]:
+    """Two babysitters whose engines are registered."""
+    made = [Babysitter(run, tmp_path, name, registry.url) for name in ("east", "west")]
+    wait_until(lambda: engine_names(made) <= registry.names(), 30, "both engines registered")
+    yield made
+    stop_all(made)
+
+
+def engine_names(sitters: list[Babysitter]) -> set[str]:
+    return {sitter.engine_name for sitter in sitters}
+
+
+class Traffic:
+    """Calls at fixed times from a thread of its own, until `end`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._stop = threading.Event()
+        self._outcomes: list[Outcome] = []
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._send()), daemon=True)
+        self._thread.start()
+
+    async def _send(self) -> None:
+        client = LoadClient(self._url)
+        tasks: list[asyncio.Task[Outcome]] = []
+        started = time.monotonic()
+        while not self._stop.is_set():
+            due = started + len(tasks) / RATE
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            call = chat_call(stream=len(tasks) % 2 == 0, max_tokens=5)
+            tasks.append(asyncio.create_task(client.send(call, due)))
+        self._outcomes += await asyncio.gather(*tasks)
+        await client.close()
+
+    def end(self) -> list[Outcome]:
+        self._stop.set()
+        self._thread.join(30)
+        return self._outcomes
+
+
+def smallest_set(router: Router, seconds: float) -> int:
+    """The least number of engines that the router knows as healthy within some seconds."""
+    until, least = time.monotonic() + seconds, 99
+    while time.monotonic() < until:
+        least = min(least, router.get("/stats")["healthy_services"])
+        time.sleep(0.05)
+    return least
+
+
+@pytest.mark.parametrize(
+    ("down", "grace"), [(3.0, 1.0), pytest.param(90.0, 60.0, marks=pytest.mark.slow)]
+)
+def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
+    start: StartRouter,
+    registry: Registry,
+    sitters: list[Babysitter],
+    down: float,
+    grace: float,
+) -> None:
+    flags = {"registry-url": registry.url, "service-removal-grace-period": grace}
+    router = start(flags=flags, healthy="2/2")
+    traffic = Traffic(router.url)
+    registry.program.kill()
+    least = smallest_set(router, down)
+    registry.start()
+    wait_until(lambda: engine_names(sitters) <= registry.names(), 15, "engines listed again")
+    least = min(least, smallest_set(router, grace + 1))
+    outcomes = traffic.end()
+    assert kinds(outcomes) == {"ok": len(outcomes)}, [o.fault for o in outcomes if o.kind != "ok"]
+    assert len(outcomes) >= RATE * (down + grace)
+    assert least == 2
+
+
+def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
+    start: StartRouter, registry: Registry, sitters: list[Babysitter], tmp_path: Path
+) -> None:
+    flags = {"registry-url": registry.url, "router-port": registry.port + 2}
+    first = start(flags=flags, healthy="2/2")
+    wait_until(lambda: list(tmp_path.glob("router_last_services_*")), 5, "list saved")
+    first.program.kill()
+    registry.program.kill()
+    again = start(flags=flags, healthy="2/2")
+    outcomes = Traffic(again.url).end()
+    assert kinds(outcomes) == {"ok": len(outcomes)}
+    assert engine_names(sitters) == {s["name"] for s in again.get("/services")["services"]}
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_r03_a_running_engine_is_always_found_again(
+    start: StartRouter, registry: Registry, sitters: list[Babysitter], rounds: int
+) -> None:
+    before = {name: registry.entry(name) for name in engine_names(sitters)}
+    router = start(flags={"registry-url": registry.url}, healthy="2/2")
+    for number in range(rounds):
+        if number % 2:
+            registry.program.kill()
+            registry.start()
+        else:
+            registry.delete(sitters[0].engine_name)
+        wait_until(lambda: engine_names(sitters) <= registry.names(), 5, f"round {number}")
+        after = {name: registry.entry(name) for name in engine_names(sitters)}
+        assert [facts(after[name]) for name in sorted(after)] == [
+            facts(before[name]) for name in sorted(before)
+        ]
+    router.wait_healthy("2/2")
+
+
+def facts(entry: dict[str, object]) -> dict[str, object]:
+    """What must be the same after a new registration."""
+    same = ("name", "host", "port", "url", "status", "metadata", "weight")
+    return {key: entry[key] for key in same}

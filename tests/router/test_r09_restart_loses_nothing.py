@@ -1,0 +1,106 @@
+"""R9: restarting a router loses nothing."""
+
+import asyncio
+import signal
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from rig.fake_engine import FakeEngine
+from rig.flows import static
+from rig.load_client import LoadClient, Outcome, chat_call, kinds
+from rig.processes import wait_until
+from rig.routers import Router, StartRouter
+
+
+@dataclass
+class Switch:
+    """The trivial switch that a client in front of two routers has: it asks /health."""
+
+    routers: list[Router]
+    ready: set[str] = field(default_factory=set)
+    all_ready: asyncio.Event = field(default_factory=asyncio.Event)
+    turn: int = 0
+
+    async def watch(self) -> None:
+        """Keep `ready` up to date until cancelled."""
+        while True:
+            for router in self.routers:
+                if await asyncio.to_thread(is_ready, router):
+                    self.ready.add(router.url)
+                else:
+                    self.ready.discard(router.url)
+            if len(self.ready) == len(self.routers):
+                self.all_ready.set()
+            await asyncio.sleep(0.05)
+
+    def pick(self) -> str:
+        """The next ready router in turn."""
+        ready = sorted(self.ready)
+        self.turn += 1
+        return ready[self.turn % len(ready)]
+
+
+def is_ready(router: Router) -> bool:
+    try:
+        return bool(router.get("/health")["status"] == "healthy")
+    except OSError:
+        return False
+
+
+async def short_calls(switch: Switch, rate: float, seconds: float) -> list[Outcome]:
+    """Short calls at fixed times, each to a router that said it was ready."""
+    clients = {router.url: LoadClient(router.url) for router in switch.routers}
+    started, tasks = time.monotonic(), []
+    for index in range(int(rate * seconds)):
+        due = started + index / rate
+        await asyncio.sleep(max(0.0, due - time.monotonic()))
+        tasks.append(asyncio.create_task(clients[switch.pick()].send(chat_call(), due)))
+    outcomes = list(await asyncio.gather(*tasks))
+    for client in clients.values():
+        await client.close()
+    return outcomes
+
+
+async def traffic_while_one_stops(
+    switch: Switch, streams: int, stream_seconds: float
+) -> tuple[list[Outcome], list[Outcome], float]:
+    """Streams on both routers and short calls; one router is told to stop in the middle.
+
+    Outcomes of streams and of short calls, and the seconds from the last stream's end to the exit.
+    """
+    stopping = switch.routers[0]
+    interval = stream_seconds / 50
+    call = chat_call(stream=True, script={"stream": {"chunks": 50, "interval": interval}})
+    clients = [LoadClient(router.url, stream_seconds + 30) for router in switch.routers]
+    watcher = asyncio.create_task(switch.watch())
+    await switch.all_ready.wait()
+    now = time.monotonic()
+    running = [asyncio.create_task(clients[n % 2].send(call, now)) for n in range(streams)]
+    short = asyncio.create_task(short_calls(switch, 20, stream_seconds * 1.2))
+    await asyncio.sleep(stream_seconds / 4)
+    stopping.program.signal(signal.SIGTERM)
+    done = list(await asyncio.gather(*running))
+    last = max(outcome.due + outcome.ended for outcome in done[::2])
+    await asyncio.to_thread(stopping.program.wait, 20)
+    exited = time.monotonic() - last
+    outcomes = await short
+    watcher.cancel()
+    return done, outcomes, exited
+
+
+@pytest.mark.parametrize(
+    ("streams", "seconds"), [(6, 2.0), pytest.param(30, 20.0, marks=pytest.mark.slow)]
+)
+def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
+    start: StartRouter, engine: FakeEngine, streams: int, seconds: float
+) -> None:
+    flags = {"drain-delay": 0.5, "drain-timeout": seconds * 2}
+    switch = Switch([start(static(engine), flags=flags) for _ in range(2)])
+    done, short, exited = asyncio.run(traffic_while_one_stops(switch, streams, seconds))
+    assert kinds(done) == {"ok": streams}, [outcome.fault for outcome in done]
+    assert kinds(short) == {"ok": len(short)}, [o.fault for o in short if o.kind != "ok"]
+    assert switch.routers[0].program.wait() == 0
+    assert exited <= 2.0
+    wait_until(lambda: switch.routers[1].in_flight() == 0)
