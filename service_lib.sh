@@ -35,12 +35,13 @@ find_python() {
 }
 
 run_with_progress() { # TITLE LOG COMMAND...
-  local title=$1 log=$2 begun=$SECONDS said=$SECONDS job
+  local title=$1 log=$2 begun=$SECONDS said=$SECONDS job line
   "${@:3}" >"$log" 2>&1 </dev/null & job=$!
   while kill -0 "$job" 2>/dev/null; do
     if ((SECONDS - said >= SAY_EVERY)); then
       said=$SECONDS
-      say "python: $title, $((SECONDS - begun)) s: $(tail -n 1 "$log" | cut -c 1-100)"
+      line=$(tail -n 1 -- "$log")
+      say "python: $title, $((SECONDS - begun)) s: ${line:0:100}"
     fi
     sleep 0.2
   done
@@ -75,7 +76,7 @@ ensure_python() { # [REQUIREMENTS]
     make_venv "$venv"
     say "python: installing $requirements into $venv"
     run_with_progress "installing $requirements" "$venv/install.log" \
-      "$PYTHON" -m pip install --disable-pip-version-check --no-input -r "$ROOT/$requirements"
+      "$PYTHON" -m pip install --disable-pip-version-check --no-input --progress-bar off -r "$ROOT/$requirements"
     printf '%s\n' "$sum" >"$stamp"
     say "python: ready"
   fi
@@ -290,10 +291,11 @@ await_end() { # NAME SECONDS PID START_TIME: false if that process still lives a
 }
 
 await_tree() { # NAME TREE: false, and a report, if one of its processes outlives the service
-  local pid start_time
+  local pid start_time command
   while read -r pid start_time; do
     if [[ -n $pid ]] && ! await_end "$1" "$TREE_TIMEOUT" "$pid" "$start_time"; then
-      say "$1: its process $pid ($(tr '\0' ' ' <"/proc/$pid/cmdline" | cut -c 1-80)) still runs; end it by hand: kill -9 $pid" >&2
+      command=$(tr '\0' ' ' <"/proc/$pid/cmdline")
+      say "$1: its process $pid (${command:0:80}) still runs; end it by hand: kill -9 $pid" >&2
       return 1
     fi
   done <<<"$2"

@@ -22,9 +22,10 @@ class Tree:
         self.root = root
         self.logs = root / "logs"
         self.env = env
+        self._started: list[subprocess.Popen[str]] = []
 
     def popen(self, *argv: str | Path, **env: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(part) for part in argv],
             cwd=self.root.parent,
             env={**self.env, **env},
@@ -33,6 +34,14 @@ class Tree:
             stderr=subprocess.STDOUT,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End the scripts that a failed test left running."""
+        for process in self._started:
+            with process:
+                process.kill()
 
     def run(self, *argv: str | Path, timeout: float = 60, **env: str) -> tuple[int, str]:
         """Run to the end, in the folder above the tree; the exit code and all output."""
@@ -149,6 +158,7 @@ def make_tree(tmp_path: Path) -> Iterator[object]:
 
     yield make
     for tree in made:
+        tree.close()
         tree.script("stop_all.sh", STOP_TIMEOUT="10")
         assert processes_of(tree) == []
 

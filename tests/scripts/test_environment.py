@@ -18,9 +18,9 @@ def with_only(tree, **programs: str) -> str:
     return f"{tree.root}/fake:/usr/bin:/bin"
 
 
-OLD_ONLY = {
-    name: OLD_PYTHON for name in ("python3", "python3.11", "python3.12", "python3.13", "python3.14")
-}
+OLD_ONLY = dict.fromkeys(
+    ("python3", "python3.11", "python3.12", "python3.13", "python3.14"), OLD_PYTHON
+)
 
 
 def test_a_python_that_is_too_old_is_named_with_what_to_do(tree):
