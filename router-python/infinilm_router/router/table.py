@@ -1,5 +1,6 @@
 """The service table: an immutable snapshot of all engines, with one writer and many readers."""
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -116,7 +117,6 @@ class ServiceTable:
             return self.healthy_engines
         return self._up_by_model.get(model, ())
 
-
     @cached_property
     def _preferred(self) -> dict[str | None, Sequence[Service]]:
         return {}
@@ -143,6 +143,18 @@ class TableStore:
 
     def __init__(self, table: ServiceTable | None = None) -> None:
         self.current = table or ServiceTable()
+        self._changed = asyncio.Event()
+
+    async def changed(self, seen: ServiceTable) -> ServiceTable:
+        """The current table, as soon as it is another one than `seen`."""
+        while self.current is seen:
+            await self._changed.wait()
+        return self.current
+
+    def _publish(self, table: ServiceTable) -> None:
+        self.current = table
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def set_services(self, services: Iterable[Service], *, known: bool = True) -> None:
         """Publish a new list of services; what probes said of those that remain is kept."""
@@ -151,14 +163,14 @@ class TableStore:
         named = self.current.named.union(*(service.models for service in services))
         if len(named) > MAX_NAMED_MODELS:
             named = frozenset().union(*(service.models for service in services))
-        self.current = ServiceTable(services, known, self.current.down & names, named)
+        self._publish(ServiceTable(services, known, self.current.down & names, named))
 
     def set_down(self, name: str, *, down: bool) -> None:
         """Publish the probes' verdict on one service."""
         current = self.current.down
         changed = current | {name} if down else current - {name}
         if changed != current:
-            self.current = replace(self.current, down=changed)
+            self._publish(replace(self.current, down=changed))
 
     def replace_service(self, service: Service) -> None:
         """Publish a service that changed (for example its learned models); ignored when gone."""

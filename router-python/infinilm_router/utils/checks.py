@@ -1,7 +1,7 @@
 """Checks that turn raw values of flags, variables and JSON files into typed ones.
 
-A check takes a JSON value and returns the typed value, or raises ValueError with a text that says
-what is wrong and what to give instead.
+A check takes a JSON value and returns the typed one, or raises UnusableError with a text that
+says what is wrong and what to give instead.
 """
 
 import ipaddress
@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 
 # Names and ids end up in header fields and log lines: no control characters, no line breaks.
@@ -20,6 +20,11 @@ _HEADER_SAFE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
 _NGINX_TIME = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|)")
 _TIME_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+class UnusableError(ValueError):
+    """A value can't be used; the text says why and what to give instead."""
+
 
 MAX_PORT = 65535
 MAX_ENGINE_PORT = 65534  # its babysitter listens on the port after it
@@ -48,7 +53,7 @@ def _list_from_text(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """True for finite JSON numbers (true and false are none)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -58,9 +63,9 @@ def whole(low: int, high: int) -> Check:
 
     def read(value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"not a whole number, give one from {low} to {high}")
+            raise UnusableError(f"not a whole number, give one from {low} to {high}")
         if not low <= value <= high:
-            raise ValueError(f"out of range, give a whole number from {low} to {high}")
+            raise UnusableError(f"out of range, give a whole number from {low} to {high}")
         return value
 
     return Check(read, _number_from_text)
@@ -71,9 +76,9 @@ def decimal(low: float, high: float, unit: str) -> Check:
 
     def read(value: object) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"not a number, give {unit} from {low:g} to {high:g}, such as 2.5")
+            raise UnusableError(f"not a number, give {unit} from {low:g} to {high:g}, such as 2.5")
         if not low <= value <= high:
-            raise ValueError(f"out of range, give {unit} from {low:g} to {high:g}")
+            raise UnusableError(f"out of range, give {unit} from {low:g} to {high:g}")
         return float(value)
 
     return Check(read, _number_from_text)
@@ -91,7 +96,7 @@ def nginx_seconds(value: object) -> float:
     try:
         return float(seconds().read(value))
     except ValueError:
-        raise ValueError(
+        raise UnusableError(
             'not a time over 0, give seconds such as 30 or text such as "30s"'
         ) from None
 
@@ -99,21 +104,21 @@ def nginx_seconds(value: object) -> float:
 def text(value: object) -> str:
     """Text without control characters, not empty."""
     if not isinstance(value, str) or not _PRINTABLE.fullmatch(value):
-        raise ValueError("not usable text, give text without control characters")
+        raise UnusableError("not usable text, give text without control characters")
     return value
 
 
 def service_name(value: object) -> str:
     """A name that may stand in a header field: printable ASCII, no blanks at its ends."""
     if not isinstance(value, str) or not _HEADER_SAFE.fullmatch(value) or len(value) > 200:
-        raise ValueError("not a usable name, give 1 to 200 printable ASCII characters")
+        raise UnusableError("not a usable name, give 1 to 200 printable ASCII characters")
     return value
 
 
 def host(value: object) -> str:
     """A host name or IP address, without scheme, port or brackets."""
     if not isinstance(value, str) or not _HOST.fullmatch(value):
-        raise ValueError("not a host, give a name or IP address without scheme and port")
+        raise UnusableError("not a host, give a name or IP address without scheme and port")
     return value
 
 
@@ -125,7 +130,7 @@ def port(value: object) -> int:
 def boolean(value: object) -> bool:
     """True or false, nothing else."""
     if not isinstance(value, bool):
-        raise ValueError("not a boolean, give true or false")  # noqa: TRY004 - one error type
+        raise UnusableError("not a boolean, give true or false")
     return value
 
 
@@ -135,7 +140,7 @@ def one_of(*choices: str, aliases: dict[str, str] | None = None) -> Check:
 
     def read(value: object) -> str:
         if not isinstance(value, str) or value not in known:
-            raise ValueError(f"not known, give one of {', '.join(known)}")
+            raise UnusableError(f"not known, give one of {', '.join(known)}")
         return known[value]
 
     return Check(read)
@@ -148,7 +153,7 @@ def many(item: Callable[[object], Any], to_json: Callable[[Any], object] = str) 
         if isinstance(value, str):
             value = _list_from_text(value)
         if not isinstance(value, list):
-            raise ValueError("not a list, give a list or text separated by commas")  # noqa: TRY004
+            raise UnusableError("not a list, give a list or text separated by commas")
         return tuple(dict.fromkeys(item(part) for part in value))
 
     return Check(read, _list_from_text, lambda items: [to_json(part) for part in items])
@@ -158,23 +163,23 @@ def registry_url(value: object) -> str:
     """The base URL of a registry, without the slash at its end."""
     hint = "give a URL such as http://10.0.0.1:18000"
     if not isinstance(value, str) or not re.fullmatch(r"[!-~]+", value):
-        raise ValueError(f"not a URL, {hint}")
+        raise UnusableError(f"not a URL, {hint}")
     try:
         parts = urlsplit(value)
         fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:  # the port is no number or out of range
-        fine = False
+        raise UnusableError(f"not a URL, {hint}") from None
     if not fine or parts.query or parts.fragment:
-        raise ValueError(f"not a URL of a registry, {hint}")
+        raise UnusableError(f"not a URL of a registry, {hint}")
     if "@" in parts.netloc:
-        raise ValueError(f"holds credentials, which would be shown by /health; {hint}")
+        raise UnusableError(f"holds credentials, which would be shown by /health; {hint}")
     return value.rstrip("/")
 
 
 def path_prefix(value: object) -> str:
     """The start of a URL path."""
     if not isinstance(value, str) or not re.fullmatch(r"/[!-~]*", value) or set(value) & set("?#"):
-        raise ValueError("not a path prefix, give one that starts with /, such as /v2/")
+        raise UnusableError("not a path prefix, give one that starts with /, such as /v2/")
     return value
 
 
@@ -183,7 +188,7 @@ def network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     try:
         return ipaddress.ip_network(text(value))
     except ValueError:
-        raise ValueError("not a network, give CIDR form such as 10.0.0.0/8") from None
+        raise UnusableError("not a network, give CIDR form such as 10.0.0.0/8") from None
 
 
 def _path(value: object) -> Path | None:
@@ -201,23 +206,29 @@ def _unique_keys(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     result: dict[str, object] = {}
     for key, value in pairs:
         if key in result:
-            raise ValueError(f"key {key!r} stands twice in one object, keep one of them")
+            raise UnusableError(f"key {key!r} stands twice in one object, keep one of them")
         result[key] = value
     return result
+
+
+def _no_number(name: str) -> object:
+    raise UnusableError(f"{name} is no JSON number, give a finite one")
 
 
 def read_json(file: Path) -> object:
     """The JSON value in `file`.
 
     Raises:
-        ValueError: it can't be read, is no JSON, or repeats a key; the text says where.
+        UnusableError: it can't be read, is no JSON, or repeats a key; the text says where.
     """
     try:
-        return json.loads(file.read_text("utf-8"), object_pairs_hook=_unique_keys)
+        return json.loads(
+            file.read_text("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_number
+        )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"not JSON ({error.msg}, {where}), correct it there") from None
+        raise UnusableError(f"not JSON ({error.msg}, {where}), correct it there") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start}), save it as UTF-8") from None
+        raise UnusableError(f"not UTF-8 (byte {error.start}), save it as UTF-8") from None
     except OSError as error:
-        raise ValueError(f"can't be read ({error.strerror}), give a readable file") from None
+        raise UnusableError(f"can't be read ({error.strerror}), give a readable file") from None

@@ -1,0 +1,38 @@
+"""`GET /services`: every service the router knows, with its models."""
+
+from infinilm_router.handlers.context import Context, LocalAnswer, iso_time, json_answer
+from infinilm_router.router.table import Service
+
+
+def services(ctx: Context) -> LocalAnswer:
+    """All services of the table; babysitters are in it too, though they get no requests."""
+    listed = [
+        {**describe(ctx, service), "models": list(service.models)}
+        for service in ctx.store.current.services
+    ]
+    return json_answer({"services": listed, "total": len(listed), "registry_url": ctx.registry_url})
+
+
+def describe(ctx: Context, service: Service) -> dict[str, object]:
+    """One service as `/services` and `/stats` show it; times are seconds."""
+    load = ctx.load.of(service)
+    checked = ctx.prober.last_check(service.name)
+    return {
+        "name": service.name,
+        "host": service.host,
+        "port": service.port,
+        "url": service.url,
+        "babysitter_url": f"http://{service.netloc(service.port + 1)}",
+        "healthy": ctx.store.current.is_up(service),
+        "status": service.status,
+        "source": service.source,
+        "backup": service.backup,
+        "ejected": load.is_ejected(ctx.clock()),
+        "in_flight": load.in_flight,
+        "request_count": load.request_count,
+        "error_count": load.error_count,
+        "response_time": round(load.response_time, 6),
+        "last_check": None if checked is None else iso_time(checked),
+        "weight": service.weight,
+        "metadata": dict(service.metadata),
+    }

@@ -1,0 +1,21 @@
+"""`GET /stats`: counters of the router and of each service."""
+
+from infinilm_router.handlers.context import Context, LocalAnswer, iso_time, json_answer
+from infinilm_router.handlers.services import describe
+
+
+def stats(ctx: Context) -> LocalAnswer:
+    """Counts over all services listed; `in_flight` counts requests at engines now."""
+    listed = [describe(ctx, service) for service in ctx.store.current.services]
+    return json_answer(
+        {
+            "total_services": len(listed),
+            "healthy_services": sum(1 for service in listed if service["healthy"]),
+            "registry_url": ctx.registry_url,
+            "in_flight": ctx.load.in_flight,
+            "draining": ctx.draining(),
+            "panic": False,
+            "started_at": iso_time(ctx.started_at),
+            "services": listed,
+        }
+    )
