@@ -14,7 +14,8 @@ import aiohttp
 from infinilm_router.config import RouterConfig
 from infinilm_router.handlers import find_handler
 from infinilm_router.handlers.context import Context
-from infinilm_router.models.catalog import ModelCatalog, ModelLearner
+from infinilm_router.models.catalog import ModelCatalog
+from infinilm_router.models.learner import ModelLearner
 from infinilm_router.proxy.gateway import Gateway
 from infinilm_router.proxy.pool import UpstreamPool
 from infinilm_router.proxy.server import ClientConnection
@@ -52,8 +53,8 @@ class App:
             try:
                 server = await _listen(self._config, gateway)
             except OSError as error:
-                log.error("can't listen address=%s:%d reason=%s",
-                          self._config.host, self._config.router_port, error.strerror)  # fmt: skip
+                address = f"{self._config.host}:{self._config.router_port}"
+                log.error("can't listen address=%s reason=%s", address, error.strerror)  # noqa: TRY400
                 await self._stop_loops()
                 return 1
             try:
@@ -85,6 +86,7 @@ class App:
             pool=pool,
             rules=Rules(config.policy, config.cache_type_routing_threshold),
             access_log=AccessLog(loop, config.access_log),
+            engine_api_key=config.engine_api_key.encode() if config.engine_api_key else None,
             find_handler=find_handler(
                 Context(
                     config=config,
@@ -184,7 +186,7 @@ async def _drained(gateway: Gateway, server: asyncio.Server) -> None:
 
 async def _quiet(gateway: Gateway) -> None:
     """Wait until no client is in the middle of a request or an answer."""
-    while any(client.is_busy() for client in gateway.clients):
+    while any(client.is_busy() for client in gateway.clients):  # noqa: ASYNC110 - at drain only
         await asyncio.sleep(QUIET_CHECK)
 
 

@@ -8,15 +8,13 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
-from infinilm_router.proxy.framing import (
+from infinilm_router.proxy.bodies import BodyReader, UntilClose, response_body
+from infinilm_router.proxy.heads import (
     MAX_RESPONSE_HEAD,
-    BodyReader,
     Broken,
     RequestHead,
     ResponseHead,
-    UntilClose,
     line_ends_are_clean,
-    response_body,
 )
 from infinilm_router.proxy.pool import UpstreamConnection
 from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
@@ -137,9 +135,7 @@ class Exchange:
         self._upstream = connection
         connection.user = self
         self.phase = "first_byte"
-        head = self._gateway.upstream_head(
-            self._client, self, self.choice.service, len(self._body)
-        )
+        head = self._gateway.upstream_head(self._client, self, self.choice.service, len(self._body))
         if len(self._body) <= JOIN_UP_TO:
             connection.transport.write(head + self._body)
         else:
@@ -209,17 +205,12 @@ class Exchange:
         """Relay what came of the body, behind the head when that has not gone out yet."""
         reader = self._reader
         assert reader is not None
-        try:
-            payload, rest = reader.feed(data) if data else (b"", b"")
-        except Broken as fault:
-            self._start_or_feed(length, b"")
-            self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
-            return
-        if not reader.done:
-            self._start_or_feed(length, payload)
-        else:
-            self._start_or_feed(length, payload)
-            self._complete(clean=(not rest and not data == b"") or not rest)
+        payload, rest = reader.feed(data) if data else (b"", b"")
+        self._start_or_feed(length, payload)
+        if reader.fault:
+            self._engine_broke(Code.UPSTREAM_INVALID, reader.fault)
+        elif reader.done:
+            self._complete(clean=not rest)
 
     def _start_or_feed(self, length: int | None, payload: bytes) -> None:
         if self.relay.started:
@@ -252,14 +243,13 @@ class Exchange:
             self._complete(clean=False)
             return
         before_head = self._reader is None
-        code = Code.UPSTREAM_RESET
         detail = "it closed the connection " + (
             "before it answered" if before_head else "before the end of its answer"
         )
         if before_head and not self.relay.started and not self._buffer:
             self._reset_before_head(detail)
         else:
-            self._engine_broke(code, detail)
+            self._engine_broke(Code.UPSTREAM_RESET, detail)
 
     def _reset_before_head(self, detail: str) -> None:
         if RETRY_ON_RESET not in self._gateway.config.retry_on:
@@ -267,9 +257,6 @@ class Exchange:
             return
         self._leave_engine(Outcome.ENGINE_FAULT)
         self._retry_or_fail(self._bad_gateway(Code.UPSTREAM_RESET, detail))
-
-    def upstream_writable(self, writable: bool) -> None:
-        """The request's body is whole in memory: there is nobody to slow down."""
 
     # Deadlines
 

@@ -1,4 +1,4 @@
-"""What all connections share: the state of the router, and the checks before a request is forwarded."""
+"""What all connections share, and the checks and the head of a request that is forwarded."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from infinilm_router.config import RouterConfig
 from infinilm_router.handlers.context import LocalAnswer
-from infinilm_router.proxy.framing import RequestHead
+from infinilm_router.proxy.heads import RequestHead
 from infinilm_router.proxy.pool import UpstreamPool
 from infinilm_router.router.load import LoadBook
 from infinilm_router.router.selection import Rules

@@ -4,7 +4,7 @@ import asyncio
 import select
 from typing import Protocol, cast
 
-from infinilm_router.proxy.framing import HeadMemo, parse_response_head
+from infinilm_router.proxy.heads import HeadMemo, parse_response_head
 from infinilm_router.utils.time import Deadline, DeadlineQueue
 
 Address = tuple[str, int]
@@ -20,9 +20,6 @@ class UpstreamUser(Protocol):
     def upstream_lost(self, error: Exception | None) -> None:
         """The connection has ended; `error` is None after an orderly end."""
 
-    def upstream_writable(self, writable: bool) -> None:
-        """The engine stopped, or began again, to take what is sent."""
-
 
 class UpstreamConnection(asyncio.Protocol):
     """One connection to an engine."""
@@ -37,29 +34,24 @@ class UpstreamConnection(asyncio.Protocol):
         self._readable: select.poll
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The engine has accepted."""
         self.transport = cast("asyncio.Transport", transport)
         self._readable = select.poll()
         self._readable.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
 
     def data_received(self, data: bytes) -> None:
+        """Bytes from the engine."""
         if self.user is None:
             self.close()  # nobody asked for it: an answer too many, or a goodbye
         else:
             self.user.upstream_data(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended, from either side."""
         self._pool.forget(self)
         user, self.user = self.user, None
         if user is not None:
             user.upstream_lost(exc)
-
-    def pause_writing(self) -> None:
-        if self.user is not None:
-            self.user.upstream_writable(False)
-
-    def resume_writing(self) -> None:
-        if self.user is not None:
-            self.user.upstream_writable(True)
 
     def is_alive(self) -> bool:
         """Whether an idle connection can take a request: open, and nothing has arrived on it.

@@ -3,7 +3,7 @@
 import re
 from typing import Final, Protocol
 
-from infinilm_router.proxy.framing import RequestHead, ResponseHead
+from infinilm_router.proxy.heads import RequestHead, ResponseHead
 from infinilm_router.utils.errors import RouterError
 
 TAIL: Final = 4096  # bytes at the end of a stream that tell whether it is complete
@@ -47,9 +47,7 @@ class Relay:
         self._keep_alive = keep_alive
         self._tail = bytearray()
 
-    def start(
-        self, response: ResponseHead, length: int | None, own: bytes, first: bytes
-    ) -> None:
+    def start(self, response: ResponseHead, length: int | None, own: bytes, first: bytes) -> None:
         """Send the head, with the first bytes of the body; `length` is the announced one."""
         framing = self._framing(response, length)
         if response.event_stream:
@@ -83,8 +81,9 @@ class Relay:
 
     def _framing(self, response: ResponseHead, length: int | None) -> bytes:
         if self._head.method == b"HEAD" or response.status in (204, 304):
-            is_head = self._head.method == b"HEAD" and length is not None
-            return b"Content-Length: %d\r\n" % length if is_head else b""
+            if length is None or self._head.method != b"HEAD":
+                return b""
+            return b"Content-Length: %d\r\n" % length
         if length is not None:
             self._mode = _SIZED
             return b"Content-Length: %d\r\n" % length

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote_plus
 
-from infinilm_router.proxy.framing import SESSION_FIELDS, RequestHead
+from infinilm_router.proxy.heads import SESSION_FIELDS, RequestHead
 from infinilm_router.router.selection import Request
 from infinilm_router.utils.errors import Code, RouterError
 
@@ -135,7 +135,7 @@ def scan(body: bytes) -> Mapping[str, tuple[int, int]]:
         RouterError: `invalid_request` when there are more than MAX_MEMBERS members.
     """
     if len(body) <= SMALL_BODY and (small := _SMALL_BODY.match(body)):
-        return {key: small.span(key) for key in small.groupdict() if small.start(key) >= 0}
+        return {_WANTED[i - 1]: span for i, span in enumerate(small.regs) if i and span[1] >= 0}
     return _scan_members(body)
 
 

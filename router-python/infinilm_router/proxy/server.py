@@ -6,21 +6,18 @@ import logging
 from typing import TYPE_CHECKING, Final, cast
 
 from infinilm_router.handlers.context import LocalAnswer
+from infinilm_router.proxy.bodies import BodyReader, request_body, too_large
 from infinilm_router.proxy.forward import Exchange
-from infinilm_router.proxy.framing import (
+from infinilm_router.proxy.heads import (
     MAX_REQUEST_HEAD,
-    BodyReader,
-    Broken,
     HeadMemo,
     RequestHead,
     line_ends_are_clean,
     parse_request_head,
     refused,
-    request_body,
-    too_large,
 )
-from infinilm_router.proxy.request import read_request
 from infinilm_router.proxy.relay import JOIN_UP_TO
+from infinilm_router.proxy.request import read_request
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.time import Deadline
 
@@ -85,6 +82,7 @@ class ClientConnection(asyncio.Protocol):
     # The transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client has connected."""
         self.transport = cast("asyncio.Transport", transport)
         peer = self.transport.get_extra_info("peername")
         host = peer[0] if peer else ""
@@ -102,6 +100,7 @@ class ClientConnection(asyncio.Protocol):
         return any(address in network for network in self.gateway.config.trusted_proxies)
 
     def data_received(self, data: bytes) -> None:
+        """Bytes from the client."""
         if self._state == _CLOSING:
             return
         if self._state == _ANSWER:
@@ -117,19 +116,22 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
         return False
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
+        """The connection has ended."""
         self._leave()
         self._state = _CLOSING
         self.gateway.queue.clear(self._deadline)
         self.gateway.forget(self)
 
     def pause_writing(self) -> None:
+        """The client reads more slowly than the engine writes."""
         self.write_paused = True
         if self.exchange is not None:
             self.exchange.pause()
         self.gateway.queue.set(self._deadline, self.gateway.config.write_timeout)
 
     def resume_writing(self) -> None:
+        """The client has caught up."""
         self.write_paused = False
         if self.exchange is not None:
             self.exchange.resume()
@@ -151,9 +153,6 @@ class ClientConnection(asyncio.Protocol):
                 data = self._read_body(data) if self._state == _BODY else self._read_head(data)
         except RouterError as error:
             self._refuse(error)
-            return
-        except Broken as fault:
-            self._refuse(refused(str(fault)))
             return
         except Exception:  # the last line of defence: one bad request must not pass silently
             log.exception("internal error")
@@ -205,6 +204,8 @@ class ClientConnection(asyncio.Protocol):
         assert reader is not None
         assert self._head is not None
         payload, rest = reader.feed(data)
+        if reader.fault:
+            raise refused(reader.fault)
         self._parts.append(payload)
         self._size += len(payload)
         if self._size > self.gateway.config.max_body_bytes:
@@ -234,12 +235,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer_locally(self, head: RequestHead, handler: "Handler") -> None:
         try:
-            if head.method not in (b"GET", b"HEAD"):
-                raise RouterError(
-                    Code.INVALID_REQUEST,
-                    f"{head.path.decode()} answers GET only",
-                    status=405,
-                )
+            check_read_only(head)
             answer = handler(head)
         except RouterError as error:
             self.answer_error(error, head, b"")
@@ -392,6 +388,18 @@ class ClientConnection(asyncio.Protocol):
             return
         self._size_at_tick = self._size
         self.gateway.queue.set(self._deadline, timeout)
+
+
+def check_read_only(head: RequestHead) -> None:
+    """Local endpoints are read only.
+
+    Raises:
+        RouterError: with 405 for other methods than GET and HEAD.
+    """
+    if head.method not in (b"GET", b"HEAD"):
+        raise RouterError(
+            Code.INVALID_REQUEST, f"{head.path.decode()} answers GET only", status=405
+        )
 
 
 def _nothing() -> None:

@@ -149,9 +149,7 @@ def _load(service: Service, book: LoadBook) -> float:
     return book.of(service).in_flight / (service.weight or 1.0)
 
 
-def _power_of_two(
-    candidates: Sequence[Service], _: Request, book: LoadBook
-) -> tuple[Service, str]:
+def _power_of_two(candidates: Sequence[Service], _: Request, book: LoadBook) -> tuple[Service, str]:
     pair = random.sample(candidates, 2)
     return min(pair, key=lambda s: _load(s, book)), "; the less loaded of two"
 

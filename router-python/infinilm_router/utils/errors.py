@@ -61,6 +61,7 @@ class RouterError(Exception):
 
     @property
     def http_status(self) -> int:
+        """The status of the answer."""
         return self.status or self.code.status
 
     def headers(self) -> list[tuple[bytes, bytes]]:

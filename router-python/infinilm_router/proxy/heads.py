@@ -1,13 +1,13 @@
-"""HTTP/1.1 framing: heads and bodies of requests and responses, by the rules of docs/HTTP.md.
+"""HTTP/1.1 heads of requests and responses, by the rules of docs/HTTP.md.
 
 Heads go through llhttp (httptools); what it lets pass and the rules forbid is refused here.
-Bodies are delimited by the small state machines below. Nothing here does input or output.
+Nothing here does input or output.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import httptools
 
@@ -24,11 +24,8 @@ MAX_REQUEST_FIELDS: Final = 100
 MAX_TARGET: Final = 8 * 1024
 MAX_RESPONSE_HEAD: Final = 64 * 1024
 MAX_RESPONSE_FIELDS: Final = 200
-MAX_CHUNK_LINE: Final = 256
-MAX_TRAILERS: Final = 16 * 1024
 
 METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
-BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 # The request line of nearly all requests; what does not match is looked at closely.
 _PLAIN_REQUEST_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21\x22\x24-\x5b\x5d-\x7e]*) HTTP/1\.([01])\r\n"
@@ -40,7 +37,6 @@ _ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]+)(.*)", re.DOTALL)
 _DOT_SEGMENT = re.compile(rb"/(?:\.|%2e){1,2}(?:/|$)|%00", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 _LENGTH = re.compile(rb"\d{1,18}")
-_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 # Engines behind CGI-like servers read these as the fields that delimit a message.
 _LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
 
@@ -167,7 +163,7 @@ def _on_expect(head: RequestHead, _: bytes, value: bytes) -> bool:
 
 
 def _on_upgrade(head: RequestHead, _: bytes, value: bytes) -> bool:
-    head.upgrade = value
+    head.upgrade = value.lower()
     return False
 
 
@@ -263,7 +259,12 @@ def _on_caching(head: ResponseHead, _: bytes, __: bytes) -> bool:
 
 
 # The router writes these itself; an engine's own would stand beside them.
-_OURS: Final = (b"x-request-id", b"x-infinilm-service", b"x-infinilm-attempts", b"x-infinilm-policy")
+_OURS: Final = (
+    b"x-request-id",
+    b"x-infinilm-service",
+    b"x-infinilm-attempts",
+    b"x-infinilm-policy",
+)
 _RESPONSE_RULES = _Rules(
     {
         **dict.fromkeys(HOP_BY_HOP, _on_framing),
@@ -347,9 +348,9 @@ def _check_request(head: RequestHead) -> None:
             raise refused("Transfer-Encoding does not exist in HTTP/1.0")
     elif head.host is None:
         raise refused("Host is missing")
-    if head.upgrade is not None and b"upgrade" in head.connection:
-        if head.upgrade.strip().lower() != b"h2c":
-            raise refused("protocol upgrades are not served", 501)
+    upgrade = head.upgrade is not None and b"upgrade" in head.connection
+    if upgrade and head.upgrade != b"h2c":
+        raise refused("protocol upgrades are not served", 501)
 
 
 def _origin_form(head: RequestHead, target: bytes) -> bytes:
@@ -409,7 +410,7 @@ class HeadMemo(Generic[Head]):
     __slots__ = ("_after", "_before", "_head", "_parse")
 
     def __init__(self, parse: Callable[[bytes], Head]) -> None:
-        self._parse = parse
+        self._parse: Callable[[bytes], Head] = parse
         self._head: Head | None = None
         self._before = b""
         self._after = b""
@@ -438,152 +439,3 @@ class HeadMemo(Generic[Head]):
         elif field := _LENGTH_FIELD.search(data):
             self._before, self._after = data[: field.start(1)], data[field.end(1) :]
             self._head = head
-
-
-class BodyReader(Protocol):
-    """Finds where a body ends."""
-
-    done: bool
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take bytes from the wire; returns (payload, what follows the body).
-
-        Raises:
-            Broken: the coding is malformed.
-        """
-
-
-class SizedBody:
-    """A body of a known number of bytes."""
-
-    __slots__ = ("done", "left")
-
-    def __init__(self, length: int) -> None:
-        self.left = length
-        self.done = length == 0
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """See BodyReader."""
-        left = self.left
-        size = len(data)
-        if size <= left:
-            self.left = left - size
-            self.done = size == left
-            return data, b""
-        self.left = 0
-        self.done = True
-        return data[:left], data[left:]
-
-
-class ChunkedBody:
-    """The chunked coding (RFC 9112 7.1). Extensions and trailers are dropped."""
-
-    __slots__ = ("_held", "_left", "_state", "_trailers", "done")
-
-    SIZE, DATA, DATA_END, TRAILERS = range(4)
-
-    def __init__(self) -> None:
-        self.done = False
-        self._state = self.SIZE
-        self._left = 0  # bytes of the current chunk still to come
-        self._held = b""  # an incomplete line
-        self._trailers = 0
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """See BodyReader. Chunks that arrive together come back as one payload."""
-        if self._held:
-            data, self._held = self._held + data, b""
-        parts: list[bytes] = []
-        at = 0
-        while not self.done and at < len(data):
-            if self._state == self.DATA:
-                part = data[at : at + self._left]
-                parts.append(part)
-                at += len(part)
-                self._left -= len(part)
-                if not self._left:
-                    self._state = self.DATA_END
-                continue
-            end = self._line_end(data, at)
-            if end < 0:
-                self._held = data[at:]
-                at = len(data)
-            else:
-                self._line(data[at:end])
-                at = end + 2
-        payload = parts[0] if len(parts) == 1 else b"".join(parts)
-        return payload, data[at:] if self.done else b""
-
-    def _line_end(self, data: bytes, at: int) -> int:
-        """Where the line at `at` ends, -1 when it is not complete."""
-        if self._state == self.DATA_END:
-            end = at if data[at : at + 2] == b"\r\n" else -1
-            if end < 0 and data[at : at + 2] != b"\r":
-                raise Broken("a chunk is longer than its size says")
-            return end
-        limit = MAX_TRAILERS - self._trailers if self._state == self.TRAILERS else MAX_CHUNK_LINE
-        end = data.find(b"\n", at, at + limit + 2)
-        if end < 0 and len(data) - at > limit:
-            raise Broken("a chunk size line or trailer is too long")
-        if end >= 0 and (end == at or data[end - 1] != 13):
-            raise Broken("a line of the chunked coding does not end with CRLF")
-        return end - 1 if end >= 0 else -1
-
-    def _line(self, line: bytes) -> None:
-        if self._state == self.DATA_END:
-            self._state = self.SIZE
-        elif self._state == self.TRAILERS:
-            self._trailers += len(line) + 2
-            self.done = not line
-        else:
-            size = _CHUNK_SIZE.fullmatch(line)
-            if size is None:
-                raise Broken("malformed chunk size")
-            self._left = int(size[1], 16)
-            self._state = self.DATA if self._left else self.TRAILERS
-
-
-class UntilClose:
-    """A body that ends with its connection (RFC 9112 6.3, rule 8)."""
-
-    __slots__ = ("done",)
-
-    def __init__(self) -> None:
-        self.done = False
-
-    def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """See BodyReader."""
-        return data, b""
-
-
-def request_body(head: RequestHead, length: int | None, max_bytes: int) -> BodyReader:
-    """The reader for a request's body of the announced `length`.
-
-    Raises:
-        RouterError: `body_too_large` by the announced length, or the method allows no body.
-    """
-    if (length or head.chunked) and head.method in BODYLESS_METHODS:
-        raise refused(f"{head.method.decode()} must not have a body")
-    if head.chunked:
-        return ChunkedBody()
-    if length is not None and length > max_bytes:
-        raise too_large(max_bytes)
-    return SizedBody(length or 0)
-
-
-def too_large(max_bytes: int) -> RouterError:
-    """The body limit was passed."""
-    return RouterError(
-        Code.BODY_TOO_LARGE, f"the request body is larger than {max_bytes} bytes", close=True
-    )
-
-
-def response_body(head: ResponseHead, length: int | None, method: bytes) -> BodyReader:
-    """The reader for a response's body of the announced `length` (RFC 9112 6.3)."""
-    if method == b"HEAD" or head.status in (204, 304):
-        return SizedBody(0)
-    if head.chunked:
-        return ChunkedBody()
-    if length is not None:
-        return SizedBody(length)
-    return UntilClose()
