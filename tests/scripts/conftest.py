@@ -159,7 +159,7 @@ def make_tree(tmp_path: Path) -> Iterator[object]:
     yield make
     for tree in made:
         tree.close()
-        tree.script("stop_all.sh", STOP_TIMEOUT="10")
+        tree.script("stop_all.sh", STOP_TIMEOUT="2")
         assert processes_of(tree) == []
 
 
