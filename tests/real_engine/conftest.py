@@ -1,5 +1,6 @@
 """The whole system around llama.cpp's server: registry, babysitter, engine, routers."""
 
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -120,14 +121,21 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         assert engine.pid() is None
 
 
-@pytest.fixture(scope="session", params=router_names())
-def router(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
+@contextlib.contextmanager
+def _routed(name: str, engine: Engine) -> Iterator[str]:
     """A router that knows the engine from the registry only."""
     with programs() as run:
-        router = Router(run, request.param, {"registry-url": engine.registry})
+        router = Router(run, name, {"registry-url": engine.registry, "state-dir": "none"})
         wait_ready(router.url)
         yield router.url
-        assert router.program.stop() == 0
+        assert router.program.stop() == 0, router.program.output
+
+
+@pytest.fixture(scope="session", params=router_names())
+def router(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
+    """Each router in front of the engine."""
+    with _routed(request.param, engine) as url:
+        yield url
 
 
 @pytest.fixture(scope="session", params=["direct", *router_names()])
@@ -136,11 +144,8 @@ def endpoint(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
     if request.param == "direct":
         yield engine.url
         return
-    with programs() as run:
-        router = Router(run, request.param, {"registry-url": engine.registry})
-        wait_ready(router.url)
-        yield router.url
-        assert router.program.stop() == 0
+    with _routed(request.param, engine) as url:
+        yield url
 
 
 @pytest.fixture
