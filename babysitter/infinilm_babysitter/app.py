@@ -35,6 +35,7 @@ KILL_GRACE = 10.0
 ASKED_LATELY = 30.0
 """Somebody who asked for our health within so many seconds may be sending requests."""
 NOTE_EVERY = 5.0
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_REQUEST = 0.1
 """Signals that follow the first one this soon, in seconds, are part of it."""
 
@@ -58,11 +59,20 @@ class Signals:
     def listen(self) -> None:
         """Take SIGTERM, SIGINT, and SIGHUP unless it is ignored as nohup does."""
         loop = asyncio.get_running_loop()
-        wanted = [signal.SIGTERM, signal.SIGINT]
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-            wanted.append(signal.SIGHUP)
-        for number in wanted:
-            loop.add_signal_handler(number, self._take, number)
+
+        def pass_on(number: int, _frame: object) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._take, signal.Signals(number))
+
+        # Not the loop's own handlers: those end with the loop, `ignore` comes after that.
+        for number in STOPPING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, pass_on)
+
+    def ignore(self) -> None:
+        """All is done: one more signal must not make a failure of a clean end."""
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
 
     def _take(self, number: signal.Signals) -> None:
         if not self.stop.is_set():
@@ -101,7 +111,9 @@ async def run(config: Config) -> int:
     timeout = aiohttp.ClientTimeout(total=config.timing.probe_timeout)
     with contextlib.closing(own_socket):
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
-            return await _serve(_make_parts(config, session), own_socket, signals)
+            code = await _serve(_make_parts(config, session), own_socket, signals)
+    signals.ignore()
+    return code
 
 
 def _take_ports(config: Config) -> tuple[Config, socket.socket]:

@@ -57,8 +57,8 @@ async def _still_sends(config: Config, session: aiohttp.ClientSession, url: str)
     try:
         async with session.get(f"{url}/services", allow_redirects=False, timeout=timeout) as answer:
             body = await answer.json(content_type=None)
-    except aiohttp.ClientConnectorError:
-        return False
+    except aiohttp.ClientConnectorError as error:
+        return not isinstance(error.os_error, ConnectionRefusedError)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
         return True
     services = body.get("services") if isinstance(body, dict) else None

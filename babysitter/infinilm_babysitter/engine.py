@@ -80,7 +80,7 @@ class Engine:
         output = self._pump.attach()
         try:
             return subprocess.Popen(
-                [sys.executable, "-P", "-m", "infinilm_babysitter.keeper"],
+                [sys.executable, "-S", "-P", "-m", "infinilm_babysitter.keeper"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
@@ -93,14 +93,14 @@ class Engine:
             os.close(output)
 
     def _send(self, line: str) -> None:
-        assert self._keeper.stdin is not None  # noqa: S101  # for the type checker
+        assert self._keeper.stdin is not None  # for the type checker
         if not self._keeper.stdin.closed:
             with contextlib.suppress(BrokenPipeError):  # it ends by itself: wait() tells how
                 self._keeper.stdin.write(line.encode() + b"\n")
 
     async def _follow(self) -> Exit:
         """Read the keeper's events to their end."""
-        assert self._keeper.stdout is not None  # noqa: S101  # for the type checker
+        assert self._keeper.stdout is not None  # for the type checker
         reader = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(

@@ -49,12 +49,16 @@ class LineCap:
             newline = data.rfind(b"\n")
             self._length = self._length + len(data) if newline < 0 else len(data) - newline - 1
             return data
-        pieces = data.split(b"\n")
-        kept = [self._keep(piece, last=piece is pieces[-1]) for piece in pieces]
+        *complete, rest = data.split(b"\n")
+        kept = []
+        for line in complete:
+            kept.append(self._keep(line))
+            self._length = 0
+        kept.append(self._keep(rest))
         return b"\n".join(kept)
 
-    def _keep(self, piece: bytes, *, last: bool) -> bytes:
+    def _keep(self, piece: bytes) -> bytes:
         kept = piece[: max(0, self._limit - self._length)]
         self.cut += len(piece) - len(kept)
-        self._length = self._length + len(kept) if last else 0
+        self._length += len(kept)
         return kept

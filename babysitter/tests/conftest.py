@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import pytest
 import toml
-from rig.processes import Program, Programs, free_port, wait_until
 
 from infinilm_babysitter import proctree
 from infinilm_babysitter.proctree import Process
+from rig.processes import Program, Programs, free_port, wait_until
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 FAST = {
@@ -113,7 +113,7 @@ class FakeRouter(FakeServer):
         self.sending: set[str] = set()
         super().__init__()
 
-    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, object]:
+    def answer(self, *_: object) -> tuple[int, object]:
         services = [{"name": name, "healthy": True} for name in sorted(self.sending)]
         return 200, {"services": services, "total": len(services)}
 
@@ -121,7 +121,7 @@ class FakeRouter(FakeServer):
 class ForeignEngine(FakeServer):
     """Somebody else's server that looks like an engine."""
 
-    def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, object]:
+    def answer(self, *_: object) -> tuple[int, object]:
         return 200, {"object": "list", "data": [{"id": "foreign", "object": "model"}]}
 
 
@@ -142,6 +142,7 @@ class Babysat:
         return str(self.get("/health")[1]["state"])
 
     def wait_for_state(self, state: str, timeout: float = 20.0) -> None:
+        self.program.wait_listening()
         wait_until(lambda: self.state() == state, timeout, f"state {state}")
 
     def journal(self, event: str | None = None) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""An engine that does what a test tells it to. Journals what happens to it, one JSON object a line."""
+"""An engine that does what a test tells it to and journals it, one JSON object a line."""
 
 import argparse
 import json

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from rig.processes import ROOT
 
 from infinilm_babysitter.checks import ConfigError
 from infinilm_babysitter.config import Config, check_config
 from infinilm_babysitter.flags import read_settings
+from rig.processes import ROOT
 
 PROGRAM = ROOT / "babysitter/enhanced_babysitter.py"
 SHIPPED = sorted((ROOT / "deployment_configs/babysitters").rglob("*.toml"))

@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from rig.processes import wait_until
 
 from infinilm_babysitter import proctree
 from infinilm_babysitter.proctree import Process
+from rig.processes import wait_until
 
 ROUNDS = pytest.mark.parametrize(
     "rounds",

@@ -1,0 +1,132 @@
+"""R10: stopping an engine loses nothing."""
+
+import contextlib
+import http.client
+import signal
+import socket
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+
+from rig.processes import free_port, wait_until
+
+
+class HeldRequest:
+    """A request whose answer has begun and goes on until the test releases it."""
+
+    def __init__(self, babysat) -> None:
+        self.body = b""
+        self.finished = 0.0
+        self._babysat = babysat
+        self._answer = urllib.request.urlopen(f"http://127.0.0.1:{babysat.port}/hold", timeout=30)
+        self.body = self._answer.read(4)
+        self._thread = threading.Thread(target=self._rest)
+        self._thread.start()
+
+    def _rest(self) -> None:
+        with self._answer, contextlib.suppress(http.client.IncompleteRead, OSError):
+            self.body += self._answer.read()
+        self.finished = time.monotonic()
+
+    def release(self) -> None:
+        self._babysat.switch("release")
+        self._thread.join(10)
+
+
+@pytest.fixture
+def serving(babysit, registry, router) -> Iterator:
+    router.sending.add("test-server")
+    limits = {"drain_settle": 30, "drain_timeout": 30, "stop_timeout": 5}
+    babysat = babysit(registry_url=registry.url, router_url=router.url, babysitter=limits)
+    babysat.wait_for_state("ready")
+    wait_until(lambda: registry.status(babysat.engine_name) == "running")
+    yield babysat
+    babysat.switch("release")
+
+
+def test_r10_the_order_of_stopping(serving, registry, router) -> None:
+    held = HeldRequest(serving)
+    serving.program.signal(signal.SIGTERM)
+    wait_until(lambda: registry.status(serving.engine_name) == "draining", what="announced")
+    status, health = serving.get("/health")
+    assert (status, health["state"], health["status"]) == (503, "draining", "draining")
+    asked = len(router.calls)
+    wait_until(lambda: len(router.calls) >= asked + 3, what="routers are asked")
+    router.sending.clear()
+    time_of_release = time.monotonic()
+    held.release()
+    assert serving.program.wait() == 0
+    assert held.body == b"halfdone"
+    (put,) = registry.seen("PUT", f"/services/{serving.engine_name}")
+    (delete,) = registry.seen("DELETE", f"/services/{serving.engine_name}")
+    (sigterm,) = serving.journal("sigterm")
+    assert put.body["status"] == "draining"
+    order = [put.time, time_of_release, held.finished, sigterm["time"], delete.time]
+    assert order == sorted(order)
+    assert registry.services == {}
+
+
+def test_r10_an_engine_that_a_router_still_sends_to_is_not_stopped(serving, router) -> None:
+    serving.program.signal(signal.SIGTERM)
+    wait_until(lambda: len(router.calls) >= 5, what="router asked five times")
+    assert serving.journal("sigterm") == []
+    router.sending.clear()
+    assert serving.program.wait() == 0
+    assert len(serving.journal("sigterm")) == 1
+
+
+def test_r10_an_open_connection_is_waited_for_only_so_long(babysit) -> None:
+    babysat = babysit(babysitter={"drain_settle": 0, "drain_timeout": 0.3})
+    babysat.wait_for_state("ready")
+    with socket.create_connection(("127.0.0.1", babysat.port)):
+        assert babysat.program.stop() == 0
+    assert "drain time over connections=1" in babysat.program.output
+
+
+def test_a_second_signal_stops_at_once(serving) -> None:
+    held = HeldRequest(serving)
+    serving.program.signal(signal.SIGTERM)
+    serving.wait_for_state("draining")
+
+    def ended() -> bool:
+        serving.program.signal(signal.SIGTERM)
+        return serving.program.process.poll() is not None
+
+    wait_until(ended, 10, "end after the second signal")
+    assert serving.program.process.returncode == 0
+    assert serving.journal("sigterm") == []
+    assert held.body == b"half"
+
+
+def test_an_engine_that_nobody_uses_is_stopped_without_waiting(babysit) -> None:
+    babysat = babysit(babysitter={"drain_settle": 3600})
+    babysat.program.wait_for_line("engine state=ready")
+    assert babysat.program.stop() == 0
+
+
+def test_a_router_that_is_not_there_is_not_waited_for(babysit, registry) -> None:
+    nobody = f"http://localhost:{free_port()}"
+    limits = {"drain_settle": 3600}
+    babysat = babysit(registry_url=registry.url, router_url=nobody, babysitter=limits)
+    wait_until(lambda: registry.status(babysat.engine_name) == "running")
+    assert babysat.program.stop() == 0
+
+
+def test_an_engine_that_is_still_loading_is_stopped_without_waiting(babysit, registry) -> None:
+    limits = {"drain_settle": 3600}
+    babysat = babysit(registry_url=registry.url, switches={"loading": ""}, babysitter=limits)
+    wait_until(lambda: babysat.journal("refused"), what="first look")
+    assert babysat.program.stop() == 0
+    assert registry.services == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_other_signals_stop_as_well(babysit, registry, number: signal.Signals) -> None:
+    babysat = babysit(registry_url=registry.url)
+    babysat.wait_for_state("ready")
+    babysat.program.signal(number)
+    assert babysat.program.wait() == 0
+    assert registry.services == {}

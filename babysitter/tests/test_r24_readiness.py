@@ -1,0 +1,113 @@
+"""R24: "registered" means "answers for that model"."""
+
+import sys
+
+import pytest
+
+from rig.processes import wait_until
+
+
+def registered(registry, babysat) -> bool:
+    return registry.status(babysat.engine_name) == "running"
+
+
+def test_r24_an_engine_that_loads_is_registered_as_soon_as_it_lists_its_model(
+    babysit, registry
+) -> None:
+    babysat = babysit(registry_url=registry.url, switches={"loading": ""})
+    wait_until(lambda: len(babysat.journal("refused")) >= 10, what="ten looks")
+    status, health = babysat.get("/health")
+    assert (status, health["state"]) == (503, "starting")
+    assert health["detail"] == "/v1/models answers 503"
+    assert health["last_log_line"] == "engine says hello"
+    assert babysat.engine_name not in registry.services
+    babysat.switch("loading", on=False)
+    wait_until(lambda: registered(registry, babysat), 2.0, "registration")
+    assert babysat.get("/health")[0] == 200
+    assert babysat.get("/models")[1]["data"][0]["id"] == "m"
+
+
+def test_r24_an_engine_that_never_gets_ready_is_ended_and_started_again(babysit, registry) -> None:
+    babysat = babysit(
+        registry_url=registry.url,
+        engine=("--worker",),
+        switches={"loading": ""},
+        babysitter={"start_timeout": 0.5, "stop_timeout": 0.2},
+    )
+    wait_until(lambda: len(babysat.journal("start")) >= 3, what="third start")
+    assert "not ready after 0.5 s: /v1/models answers 503" in babysat.program.output
+    assert babysat.engine_name not in registry.services
+
+
+def test_models_are_taken_from_the_path_without_v1_if_the_other_is_missing(
+    babysit, registry
+) -> None:
+    babysat = babysit(registry_url=registry.url, switches={"loading": ""})
+    babysat.serve("old-style", path="/models")
+    babysat.switch("loading", on=False)
+    wait_until(lambda: registered(registry, babysat))
+    assert registry.services[babysat.engine_name]["metadata"]["models"] == ["old-style"]
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/models"])
+def test_an_engine_without_a_models_list_serves_the_configured_models(
+    babysit, registry, path: str
+) -> None:
+    babysat = babysit(registry_url=registry.url, models=["a", "b"], switches={"loading": ""})
+    babysat.serve(path=path)  # no list at all, or an empty one
+    wait_until(lambda: babysat.journal("refused"), what="first look")
+    assert babysat.engine_name not in registry.services, "loading is not lacking a list"
+    babysat.switch("loading", on=False)
+    wait_until(lambda: registered(registry, babysat))
+    assert registry.services[babysat.engine_name]["metadata"]["models"] == ["a", "b"]
+
+
+def test_an_engine_without_a_models_list_and_without_configured_ones_says_what_to_do(
+    babysit,
+) -> None:
+    babysat = babysit(switches={"loading": ""})
+    babysat.serve(path="/nowhere")
+    babysat.switch("loading", on=False)
+    babysat.program.wait_for_line("lists no models .*/v1/models: 404.* set models")
+    assert babysat.state() == "starting"
+
+
+def test_the_models_list_is_asked_for_with_the_configured_key(babysit, tmp_path) -> None:
+    key = tmp_path / "key"
+    key.write_text("canary-key\n")
+    babysat = babysit(engine=("--api-key", "canary-key"), api_key_file=str(key))
+    babysat.wait_for_state("ready")
+    shown = babysat.program.output + str(babysat.get("/info")) + str(babysat.get("/health"))
+    assert "canary-key" not in shown
+
+
+def test_a_protected_models_list_without_a_key_says_what_to_do(babysit) -> None:
+    babysat = babysit(engine=("--api-key", "k"))
+    babysat.program.wait_for_line("lists no models .*401.*set api_key_file")
+
+
+def test_an_infinilm_server_whose_core_died_is_restarted(babysit, fake_engine, tmp_path) -> None:
+    backend = {
+        "type": "infinilm",
+        "model_path": "/m",
+        "python": sys.executable,
+        "script": str(fake_engine),
+        "generation": "inference_server_current",
+        "args": ["--folder", str(tmp_path / "engine")],
+    }
+    babysat = babysit(backend=backend, babysitter={"unhealthy_after": 0.3})
+    babysat.wait_for_state("ready")
+    babysat.switch("dead")
+    babysat.program.wait_for_line("engine is ended reason='broken for 0.3 s: /health answers 503'")
+    babysat.switch("dead", on=False)
+    wait_until(lambda: len(babysat.journal("start")) == 2, what="second start")
+    babysat.wait_for_state("ready")
+
+
+def test_a_busy_engine_is_left_alone(babysit) -> None:
+    babysat = babysit(babysitter={"unhealthy_after": 0})
+    babysat.wait_for_state("ready")
+    babysat.switch("loading")  # 503 to everything: overload, not death
+    wait_until(lambda: len(babysat.journal("refused")) >= 10, what="ten looks")
+    assert babysat.state() == "ready"
+    assert len(babysat.journal("start")) == 1
