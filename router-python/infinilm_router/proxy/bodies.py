@@ -10,6 +10,7 @@ MAX_CHUNK_LINE: Final = 256
 MAX_TRAILERS: Final = 16 * 1024
 BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class BodyReader(Protocol):
@@ -109,6 +110,8 @@ class ChunkedBody:
         elif self._state == self.TRAILERS:
             self._trailers += len(line) + 2
             self.done = not line
+            if line and not _TRAILER.fullmatch(line):
+                self.fault = "malformed trailer field"
         else:
             size = _CHUNK_SIZE.fullmatch(line)
             if size is None:

@@ -73,7 +73,7 @@ class ServiceTable:
 
     `known` is False until a registry (or the saved last list) answered for the first time; with
     static services only it is True from the start. `down` names the services whose probes failed.
-    `named` holds every model id that any service has ever named.
+    `named` holds every model id that any engine has ever named.
     """
 
     services: tuple[Service, ...] = ()
@@ -160,9 +160,10 @@ class TableStore:
         """Publish a new list of services; what probes said of those that remain is kept."""
         services = tuple(services)
         names = {service.name for service in services}
-        named = self.current.named.union(*(service.models for service in services))
+        now_named = frozenset[str]().union(*(s.models for s in services if s.is_engine))
+        named = self.current.named | now_named
         if len(named) > MAX_NAMED_MODELS:
-            named = frozenset().union(*(service.models for service in services))
+            named = now_named
         self._publish(ServiceTable(services, known, self.current.down & names, named))
 
     def set_down(self, name: str, *, down: bool) -> None:
