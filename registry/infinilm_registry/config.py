@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     for option in OPTIONS:
-        default = str(_DEFAULTS[option.key] or "none").removesuffix("()")
+        default = _DEFAULTS[option.key] or "none"
         parser.add_argument(option.flag, dest=option.key, help=f"{option.help} (default {default})")
     parser.add_argument("--config", metavar="FILE", help='JSON file: {"registry": {"port": ...}}')
     parser.add_argument(

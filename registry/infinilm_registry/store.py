@@ -114,9 +114,9 @@ class SqliteStore:
         try:
             if found.problem:
                 self._set_aside(found.problem)
-            self._attach()
+            connection = self._attach()
             if self._rewrite:
-                self._commit({})
+                self._commit(connection, {})
         except (sqlite3.Error, OSError) as error:
             self._fail(error)
         return list(self._acknowledged.values())
@@ -128,8 +128,7 @@ class SqliteStore:
             StoreError: the disk is full or broken; nothing of it is remembered.
         """
         try:
-            self._attach()
-            self._commit(changes)
+            self._commit(self._attach(), changes)
         except (sqlite3.Error, OSError) as error:
             self._fail(error)
             raise StoreError(f"The registry cannot store the change: {error}", 5) from None
@@ -146,12 +145,13 @@ class SqliteStore:
         if self._lock:
             self._lock.close()
 
-    def _attach(self) -> None:
+    def _attach(self) -> sqlite3.Connection:
         if self._connection is None:
             if not self._path.exists():
                 _create(self._path, self._connect)
                 self._rewrite = True
             self._connection = self._connect(self._path)
+        return self._connection
 
     def _detach(self) -> None:
         if self._connection:
@@ -159,13 +159,14 @@ class SqliteStore:
                 self._connection.close()
             self._connection = None
 
-    def _commit(self, changes: Mapping[str, Service | None]) -> None:
-        assert self._connection is not None  # noqa: S101 - _attach has just made it
-        execute = self._connection.execute
+    def _commit(
+        self, connection: sqlite3.Connection, changes: Mapping[str, Service | None]
+    ) -> None:
+        execute = connection.execute
         execute("BEGIN IMMEDIATE")
         if self._rewrite:
             execute("DELETE FROM services")
-            self._connection.executemany(_UPSERT, map(_row, self._acknowledged.values()))
+            connection.executemany(_UPSERT, map(_row, self._acknowledged.values()))
         for name, service in changes.items():
             if service is None:
                 execute("DELETE FROM services WHERE name = ?", (name,))
@@ -207,9 +208,9 @@ def _inspect(path: Path, connect: Connect) -> _Found:
         with contextlib.closing(connect(path)) as connection:
             return _examine(connection)
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES:
+        if _is_busy(error):
             raise StoreUnusableError(f"the store {path} is locked by another program") from None
-        return _Found(_salvage(path), f"is damaged or not writable ({error})")
+        return _Found(_salvage(path), f"is damaged ({error})")
 
 
 def _examine(connection: sqlite3.Connection) -> _Found:
@@ -221,9 +222,23 @@ def _examine(connection: sqlite3.Connection) -> _Found:
     count = connection.execute("SELECT count(*) FROM services").fetchone()[0]
     if verdict != "ok" or count != len(services):
         return _Found(services, f"is damaged ({verdict}, {count - len(services)} broken records)")
-    connection.execute("BEGIN IMMEDIATE")  # fails on a file that cannot be written
-    connection.execute("ROLLBACK")
-    return _Found(services)
+    return _Found(services, _write_problem(connection))
+
+
+def _write_problem(connection: sqlite3.Connection) -> str | None:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        if _is_busy(error):
+            raise
+        return f"cannot be written ({error})"
+    return None
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES
 
 
 def _salvage(path: Path) -> list[Service]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from infinilm_registry.entry import Entry, LeaseTerms, Liveness
+from infinilm_registry.entry import Entry, LeaseTerms, Liveness, ProbeRecord
 from infinilm_registry.heartbeats import FEWEST_SERVICES, THRESHOLD, HeartbeatLedger
 from infinilm_registry.service import Service
 from infinilm_registry.watch import Watch
@@ -57,26 +57,27 @@ class ServiceTable:
     def _enter(self, service: Service) -> None:
         now, old = self._clock(), self._entries.get(service.name)
         lease = self.terms.grant(service, now)
-        if old and old.service.generation == service.generation:
-            self._ledger.beat(service.name, now)
-            entry = Entry(service, lease, time.time(), old.probe)
-        else:
-            self._ledger.start(service.name, lease.ttl, service.heartbeat_interval, now)
-            entry = Entry(service, lease, time.time())
-        self._entries[service.name] = entry
+        same = old is not None and old.service.generation == service.generation
+        probe = old.probe if old and same else ProbeRecord()
+        self._entries[service.name] = Entry(service, lease, time.time(), probe)
+        self._count_beat(service, now, anew=not same)
         self._next_check = min(self._next_check, lease.expires_at)
 
     def renew(self, name: str) -> None:
         """A sign of life."""
         now, entry = self._clock(), self._entries[name]
         lease = self.terms.grant(entry.service, now)
-        if entry.liveness is not Liveness.FRESH:
-            # Back from silence: what was missed meanwhile says nothing about the network now.
-            self._ledger.start(name, lease.ttl, entry.service.heartbeat_interval, now)
-        self._ledger.beat(name, now)
+        # Back from silence: what was missed meanwhile says nothing about the network now.
+        self._count_beat(entry.service, now, anew=entry.liveness is not Liveness.FRESH)
         fresh = replace(entry, lease=lease, last_heartbeat=time.time(), liveness=Liveness.FRESH)
         self._next_check = min(self._next_check, lease.expires_at)
         self._replace(fresh)
+
+    def _count_beat(self, service: Service, now: float, *, anew: bool) -> None:
+        if anew:
+            ttl = self.terms.ttl(service)
+            self._ledger.start(service.name, ttl, service.heartbeat_interval, now)
+        self._ledger.beat(service.name, now)
 
     def record_probe(self, service: Service, *, healthy: bool) -> None:
         """A probe's result; void if `service` has been replaced since the probe began."""

@@ -1,5 +1,6 @@
 """The contract's calls on a real process."""
 
+import random
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -229,6 +230,22 @@ def test_r33_writes_need_the_token_and_reads_do_not(start: Any, body: Body) -> N
     with RegistryClient(registry.url, token="secret") as client:
         assert client.heartbeat("engine")["ttl"] == 120
     assert "secret" not in registry.program.output
+
+
+def test_r33_200_wrong_tokens_write_nothing(start: Any, body: Body) -> None:
+    registry = start("--write-burst", "1000", env={"INFINILM_REGISTRY_TOKEN": "s3cret-Token"})
+    dice = random.Random(33)
+    right = "Bearer s3cret-Token"
+    for _ in range(200):
+        spoiled = list(right)
+        spoiled[dice.randrange(7, len(right))] = chr(dice.randrange(0x21, 0x7F))
+        wrong = "".join(spoiled)
+        if wrong == right:
+            wrong = right[: dice.randrange(len(right))]
+        method, path = dice.choice([("POST", "/services"), ("DELETE", "/services/engine")])
+        answer = registry.call(method, path, json=body(), headers={"Authorization": wrong})
+        assert answer.status_code == 401, wrong
+    assert registry.names() == set()
 
 
 def test_r33_a_web_page_cannot_write_without_a_token(shared: Any, body: Body) -> None:

@@ -91,13 +91,16 @@ def torture(start: Start, store: Path, make: Body, *, kills: int, changes: int) 
             break
         with ThreadPoolExecutor(SENDERS) as pool:
             work = [pool.submit(sender.work, registry.url) for sender in senders]
-            target = changes * (round_number + 1) // kills
-            wait_until(lambda: sum(s.acknowledged for s in senders) >= target, 60, every=0.001)
+            wait_for_changes(senders, changes * (round_number + 1) // kills)
             time.sleep(dice.uniform(0, 0.02))  # the random moment of the kill
             registry.program.kill()
             for job in work:
                 job.result(30)
     return sum(sender.acknowledged for sender in senders)
+
+
+def wait_for_changes(senders: list[Sender], count: int) -> None:
+    wait_until(lambda: sum(sender.acknowledged for sender in senders) >= count, 60, every=0.001)
 
 
 def test_r27_acknowledged_changes_survive_8_kills_at_random_moments(
@@ -162,7 +165,7 @@ def test_r27_a_read_only_store_is_taken_over_into_a_new_file(
     store = tmp_path / "r.sqlite3"
     first = start("--store", store)
     first.register(body("kept"))
-    assert first.program.stop() == 0
+    first.program.kill()  # what was acknowledged stands in the log only
     store.chmod(0o444)
     script = ROOT / "registry" / "service_registry.py"
     flags = ("--host", "127.0.0.1", "--port", "0", "--store", store)
@@ -172,7 +175,7 @@ def test_r27_a_read_only_store_is_taken_over_into_a_new_file(
     assert names == ["kept"]
     assert requests.get(f"{url}/health", timeout=9).json()["degraded"] is True
     assert requests.post(f"{url}/services", json=body("new"), timeout=9).status_code == 201
-    assert len(list(tmp_path.glob("r.sqlite3.damaged-*"))) == 1
+    assert len(list(tmp_path.glob("r.sqlite3.damaged-*Z"))) == 1
 
 
 def test_r27_a_full_disk_refuses_writes_until_there_is_room_again(
@@ -222,10 +225,9 @@ def failing_sync(tmp_path: Path) -> Iterator[Callable[[int], Any]]:
             wait_until(lambda: self.traced(pid), what="strace attached")
 
         def traced(self, pid: int) -> bool:
-            status = (
-                Path(f"/proc/{pid}/task/{task}/status") for task in os.listdir(f"/proc/{pid}/task")
-            )
-            return all(f"TracerPid:\t{self.tracer.pid}\n" in one.read_text() for one in status)
+            tasks = Path(f"/proc/{pid}/task").iterdir()
+            mark = f"TracerPid:\t{self.tracer.pid}\n"
+            return all(mark in (task / "status").read_text() for task in tasks)
 
         def stop(self) -> None:
             self.tracer.terminate()

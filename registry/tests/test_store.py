@@ -1,6 +1,7 @@
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -242,8 +243,8 @@ def test_r27_a_commit_that_reached_the_log_before_its_sync_failed_is_taken_back(
     store.open()
     commit = store._commit
 
-    def committed_but_not_synced(changes: dict[str, Service | None]) -> None:
-        commit(changes)
+    def committed_but_not_synced(*arguments: Any) -> None:
+        commit(*arguments)
         raise sqlite3.OperationalError("disk I/O error")
 
     with monkeypatch.context() as patch:
