@@ -106,7 +106,7 @@ sys.stdout.write(f"{answer.read().decode()}\n{answer.status}")'
 http_get() { # URL: true if the answer is 2xx; its body, of any status, is in HTTP_BODY
   local answer
   if command -v curl >/dev/null; then
-    answer=$(curl -s --noproxy '*' --max-time 3 -w '\n%{http_code}' "$1") || true
+    answer=$(curl -qs --noproxy '*' --max-time 3 -w '\n%{http_code}' "$1") || true
   else
     answer=$("$PYTHON" -c "$HTTP_GET" "$1" 2>/dev/null) || true
   fi
@@ -178,7 +178,8 @@ spawn() { # NAME COMMAND...: start it in a session of its own and write its pid 
   pid=$! RECORD[pid]=$!
   started_at=$(process_fields "$pid" && say "${FIELDS[19]}") || started_at=0  # 0: it ended at once
   printf '%s\n' "$pid" "start_time=$started_at" "boot_id=$(</proc/sys/kernel/random/boot_id)" \
-    "launch_id=$launch_id" "log_offset=${RECORD[log_offset]}" "log=$log" >"$LOG_DIR/$name.pid"
+    "launch_id=$launch_id" "log_offset=${RECORD[log_offset]}" "log=$log" >"$LOG_DIR/.$name.new"
+  mv -- "$LOG_DIR/.$name.new" "$LOG_DIR/$name.pid"  # readers take no lock: they must never see half a file
 }
 
 launch() { # NAME SECONDS COMMAND...: start it, unless it runs, and wait until it is ready
@@ -200,9 +201,10 @@ launch() { # NAME SECONDS COMMAND...: start it, unless it runs, and wait until i
   wait_ready "$name" "$2" "$child"
 }
 
-service_url() { # NAME: the address that the service printed, one that can be connected to; uses RECORD
+service_url() { # the address that the service in RECORD printed, as one that can be connected to
   local url
-  url=$(tail -c "+$((RECORD[log_offset] + 1))" -- "${RECORD[log]}" | grep -oaE -m 1 'listening on http://[^ /]+') || return 1
+  # No pipe: grep leaves a long log unread, and the signal that ends tail then would count as failure.
+  url=$(grep -oaE -m 1 'listening on http://[^ /]+' < <(tail -c "+$((RECORD[log_offset] + 1))" -- "${RECORD[log]}" 2>/dev/null)) || return 1
   url=${url#listening on }
   url=${url/\/\/0.0.0.0:/\/\/127.0.0.1:}
   say "${url/\/\/\[::\]:/\/\/[::1]:}"
@@ -314,7 +316,7 @@ stop_service() { # NAME: SIGTERM, wait, SIGKILL to that process alone; true only
   esac
   if [[ $STATE == running ]]; then
     processes=$(tree "$pid" "${RECORD[launch_id]}")
-    kill -TERM "$pid" 2>/dev/null || true
+    ! is_same_process "$pid" "$start_time" || kill -TERM "$pid" 2>/dev/null || true
     if ! await_end "$name" "$STOP_TIMEOUT" "$pid" "$start_time"; then
       say "$name: still runs after $STOP_TIMEOUT s: killing pid $pid" >&2
       kill -KILL "$pid" 2>/dev/null || true
@@ -325,7 +327,7 @@ stop_service() { # NAME: SIGTERM, wait, SIGKILL to that process alone; true only
   fi
   await_tree "$name" "$processes" || return 1
   forget "$name" "$pid"
-  say "$name: stopped"
+  [[ $STATE != running ]] || say "$name: stopped"
 }
 
 stop_all_of() { # NAME...: stop them side by side; false if one could not be stopped
