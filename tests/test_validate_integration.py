@@ -5,6 +5,8 @@ import re
 import signal
 from pathlib import Path
 
+import pytest
+
 from rig.processes import Programs, wait_until
 
 
@@ -29,6 +31,7 @@ def test_it_joins_a_running_system_and_leaves_it_running(run: Programs) -> None:
     assert all(each.process.poll() is None for each in run.started[:2])
 
 
+@pytest.mark.slow
 def test_without_cleanup_everything_stays_and_is_listed(run: Programs) -> None:
     program = run.python("tests/validate_integration.py", "--no-cleanup")
     code = program.wait(100)

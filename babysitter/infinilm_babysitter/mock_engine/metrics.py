@@ -28,46 +28,19 @@ def render_metrics(counters: Counters, models: Sequence[str]) -> str:
     def per_model(values: dict[str, int]) -> list[_Sample]:
         return [(_labels(model_name=model), values.get(model, 0)) for model in models]
 
-    finished = [
+    finished: list[_Sample] = [
         (_labels(model_name=model, finished_reason=reason), count)
         for (model, reason), count in sorted(counters.finished.items())
     ]
-    lines = [
-        *_metric(
-            "vllm:num_requests_running",
-            "gauge",
-            "Requests that hold a slot.",
-            per_model(counters.running),
-        ),
-        *_metric(
-            "vllm:num_requests_waiting",
-            "gauge",
-            "Requests that wait for a slot.",
-            per_model(counters.waiting),
-        ),
-        *_metric(
-            "vllm:prompt_tokens_total",
-            "counter",
-            "Prompt tokens read.",
-            per_model(counters.prompt_tokens),
-        ),
-        *_metric(
-            "vllm:generation_tokens_total",
-            "counter",
-            "Tokens generated.",
-            per_model(counters.generated_tokens),
-        ),
-        *_metric(
-            "vllm:request_success_total",
-            "counter",
-            "Answers that ended, by reason; abort: the client left.",
-            finished,
-        ),
-        *_metric(
-            "mock_engine:most_requests_running",
-            "gauge",
-            "Most requests that ever held a slot at once.",
-            [("", counters.most_running)],
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    most: list[_Sample] = [("", counters.most_running)]
+    running, waiting = per_model(counters.running), per_model(counters.waiting)
+    read, made = per_model(counters.prompt_tokens), per_model(counters.generated_tokens)
+    table = (
+        ("vllm:num_requests_running", "gauge", "Requests that hold a slot.", running),
+        ("vllm:num_requests_waiting", "gauge", "Requests that wait for a slot.", waiting),
+        ("vllm:prompt_tokens_total", "counter", "Prompt tokens read.", read),
+        ("vllm:generation_tokens_total", "counter", "Tokens generated.", made),
+        ("vllm:request_success_total", "counter", "Answers, by reason of their end.", finished),
+        ("mock_engine:most_requests_running", "gauge", "Most slots ever in use at once.", most),
+    )
+    return "\n".join(line for row in table for line in _metric(*row)) + "\n"
