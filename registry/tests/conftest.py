@@ -68,7 +68,8 @@ def start(run: Programs) -> Iterator[Callable[..., Registry]]:
 def shared() -> Iterator[Registry]:
     """One registry for all tests of a module that need no settings of their own."""
     with programs() as run:
-        registry = launch(run, "--write-rate", "100000", "--write-burst", "100000")
+        unlimited = ("--write-rate", "100000", "--write-burst", "100000")
+        registry = launch(run, *unlimited, "--health-interval", "3600")
         yield registry
         registry.session.close()
         assert registry.program.stop() == 0

@@ -1,9 +1,12 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 import pytest
 
 from infinilm_registry import membership
+from infinilm_registry.app import StartError, _open_membership
+from infinilm_registry.config import RegistryConfig
 from infinilm_registry.entry import LeaseTerms
 from infinilm_registry.errors import (
     InstanceMismatchError,
@@ -13,7 +16,7 @@ from infinilm_registry.errors import (
 )
 from infinilm_registry.membership import Membership
 from infinilm_registry.service import Service
-from infinilm_registry.store import MemoryStore
+from infinilm_registry.store import MemoryStore, SqliteStore
 from infinilm_registry.table import ServiceTable
 from infinilm_registry.watch import Watch
 
@@ -131,7 +134,10 @@ def test_what_the_store_refuses_is_not_acknowledged_and_not_visible(service: Mak
             submit(membership.remove("unknown", None)),
             return_exceptions=True,
         )
-        assert [type(answer) for answer in answers] == [StoreError, StoreError, NotRegisteredError]
+        refused, kept, unknown = answers
+        assert isinstance(refused, StoreError)
+        assert isinstance(kept, StoreError)
+        assert isinstance(unknown, NotRegisteredError)
         assert world.table._watch.revision == revision
         world.store.broken = False
         await submit(membership.register(service("taken"), 10))
@@ -156,3 +162,22 @@ def test_clean_up_spares_who_has_spoken_meanwhile(service: MakeService) -> None:
             await world.members.submit(membership.remove_silent(registered, world.table))
 
     assert play(scenario).names() == ["engine"]
+
+
+def test_a_default_store_in_use_is_done_without_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite3"
+    other = SqliteStore(path)
+    other.open()
+
+    async def scenario(*, chosen: bool) -> str | None:
+        config = RegistryConfig(store=str(path), store_chosen=chosen)
+        members, store = await _open_membership(config, ServiceTable(LeaseTerms(), Watch(0)))
+        await members.close_store()
+        return store.degraded_reason
+
+    reason = asyncio.run(scenario(chosen=False))
+    assert reason is not None
+    assert "nothing is kept over a restart" in reason
+    with pytest.raises(StartError, match="name another one with --store"):
+        asyncio.run(scenario(chosen=True))
+    other.close()

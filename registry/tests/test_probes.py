@@ -70,19 +70,19 @@ def healthy(registry: Any, name: str = "engine") -> bool:
 
 
 def test_three_failed_probes_take_a_service_down_and_two_good_ones_bring_it_back(
-    start: Any, engine: Any, body: Body
+    shared: Any, engine: Any, body: Body
 ) -> None:
-    server, registry = engine({"/health": 200}), start()
-    registry.register(body(port=server.port, heartbeat_interval=10))
+    server, registry = engine({"/health": 200}), shared
+    registry.register(body("flaps", port=server.port, heartbeat_interval=10))
 
     def probe() -> tuple[str, bool]:
-        answer = registry.get("/services/engine/health")
+        answer = registry.get("/services/flaps/health")
         return answer["health_status"], answer["is_healthy"]
 
     assert probe() == ("healthy", True)
     server.answers["/health"] = 503
     assert [probe() for _ in range(3)] == [("unhealthy", True)] * 2 + [("unhealthy", False)]
-    assert registry.names("?healthy=true") == set()
+    assert "flaps" not in registry.names("?healthy=true")
     server.answers["/health"] = 200
     assert [probe() for _ in range(2)] == [("healthy", False), ("healthy", True)]
 
@@ -102,28 +102,28 @@ def test_the_loop_notices_death_and_return_and_wakes_watchers(
     wait_until(lambda: healthy(registry), what="return")
 
 
-def test_an_engine_is_probed_at_its_babysitter(start: Any, engine: Any, body: Body) -> None:
-    port, registry = free_port(), start()
+def test_an_engine_is_probed_at_its_babysitter(shared: Any, engine: Any, body: Body) -> None:
+    port, registry = free_port(), shared
     own, babysitter = engine({"/health": 200}, port), engine({"/health": 503}, port + 1)
-    registry.register(body(port=port, metadata={"type": "openai-api"}))
-    assert registry.get("/services/engine/health")["health_status"] == "unhealthy"
+    registry.register(body("kept", port=port, metadata={"type": "openai-api"}))
+    assert registry.get("/services/kept/health")["health_status"] == "unhealthy"
     assert (babysitter.hits, own.hits) == (["/health"], [])
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/models"])
 def test_an_engine_without_babysitter_answers_for_itself(
-    start: Any, engine: Any, body: Body, path: str
+    shared: Any, engine: Any, body: Body, path: str
 ) -> None:
-    server, registry = engine({path: 200}), start()
-    registry.register(body(port=server.port, metadata={"type": "openai-api"}))
-    assert registry.get("/services/engine/health")["health_status"] == "healthy"
+    server, registry = engine({path: 200}), shared
+    registry.register(body("alone", port=server.port, metadata={"type": "openai-api"}))
+    assert registry.get("/services/alone/health")["health_status"] == "healthy"
 
 
-def test_health_url_overrides_the_place(start: Any, engine: Any, body: Body) -> None:
-    server, registry = engine({"/alive": 200}), start()
+def test_health_url_overrides_the_place(shared: Any, engine: Any, body: Body) -> None:
+    server, registry = engine({"/alive": 200}), shared
     url = f"http://127.0.0.1:{server.port}/alive"
-    registry.register(body(metadata={"type": "openai-api", "health_url": url}))
-    assert registry.get("/services/engine/health")["health_status"] == "healthy"
+    registry.register(body("elsewhere", metadata={"type": "openai-api", "health_url": url}))
+    assert registry.get("/services/elsewhere/health")["health_status"] == "healthy"
     assert server.hits == ["/alive"]
 
 

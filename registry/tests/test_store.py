@@ -191,10 +191,10 @@ class FailingConnection(sqlite3.Connection):
 
     statement: str | None = None
 
-    def execute(self, sql: str, *arguments: object) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, sql: str, *arguments: Any) -> sqlite3.Cursor:
         if self.statement and sql.startswith(self.statement):
             raise sqlite3.OperationalError("disk I/O error")
-        return super().execute(sql, *arguments)  # type: ignore[arg-type]
+        return super().execute(sql, *arguments)
 
 
 def connect_failing(path: Path) -> sqlite3.Connection:
