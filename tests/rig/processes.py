@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -20,14 +21,17 @@ LISTENING = re.compile(r"listening on (http://\S+)")
 
 
 def free_port() -> int:
-    """A TCP port on loopback that nobody listens on, with port + 1 free as well."""
+    """A TCP port on loopback that nobody listens on, with port + 1 free as well.
+
+    It lies below the range (32768 and up) that the kernel takes ports of outgoing connections from:
+    one of these could otherwise hold it by the time that a program starts to listen.
+    """
     while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with contextlib.suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
+        port = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def wait_until(
