@@ -9,6 +9,7 @@ facts found until then hold, and the engine gives its verdict on the body.
 import json
 import re
 from collections.abc import Mapping
+from itertools import islice
 from typing import Final
 from urllib.parse import unquote_plus
 
@@ -26,6 +27,7 @@ _KEY_KEYS: Final = ("prompt_cache_key", "user")
 _WANTED: Final = ("model", "stream", *_KEY_KEYS, *_PROMPT_KEYS)
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_SHORT_STRING = rb'"[^"\\]{0,64}+(?:\\.[^"\\]{0,64}+){0,8}+"'
 _FLAT = rb'[^"\[\]{}]++|' + _STRING
 
 
@@ -50,6 +52,11 @@ _SMALL_BODY = re.compile(
         for key in _WANTED
     )
     + rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % _VALUE,
+    re.DOTALL,
+)
+_SHORT_VALUES = re.compile(
+    rb'(?:[^"\[\]{}]++|%b|[\[{](?:[^"\[\]{}]++|%b|[\[{](?:[^"\[\]{}]++|%b)*+[\]}])*+[\]}])*+'
+    % (_SHORT_STRING, _SHORT_STRING, _SHORT_STRING),
     re.DOTALL,
 )
 _COMMA = re.compile(rb"[ \t\r\n]*+,")
@@ -205,22 +212,39 @@ def _string_end(body: bytes, at: int) -> int:
 
 
 def _container_end(body: bytes, at: int) -> int:
-    """Behind the bracket that closes the one at `at`, by counting brackets outside strings."""
+    """Behind the bracket that closes the one at `at`, by counting brackets outside strings.
+
+    Short values are skipped in one go, long strings by searching their end, and runs of brackets
+    by counting: no shape of a body makes this slow.
+    """
     depth = 1
     at += 1
     while True:
+        if skipped := _SHORT_VALUES.match(body, at):
+            at = skipped.end()
         quote = body.find(b'"', at)
         segment = body[at:quote] if quote >= 0 else body[at:]
         closing = segment.count(b"}") + segment.count(b"]")
+        opening = segment.count(b"{") + segment.count(b"[")
         if closing >= depth:
-            for bracket in _BRACKET.finditer(segment):
-                depth += 1 if bracket[0] in b"{[" else -1
-                if depth == 0:
-                    return at + bracket.end()
-        else:
-            depth += segment.count(b"{") + segment.count(b"[") - closing
+            end = _closing_bracket(segment, depth, nested=opening > 0)
+            if end > 0:
+                return at + end
+        depth += opening - closing
         if quote < 0:
             return -1
         at = _string_end(body, quote)
         if at < 0:
             return -1
+
+
+def _closing_bracket(segment: bytes, depth: int, *, nested: bool) -> int:
+    """Behind the bracket that brings `depth` to zero in text without strings; -1 without one."""
+    if not nested:
+        last = next(islice(_BRACKET.finditer(segment), depth - 1, None))
+        return last.end()
+    for bracket in _BRACKET.finditer(segment):
+        depth += 1 if bracket[0] in b"{[" else -1
+        if depth == 0:
+            return bracket.end()
+    return -1

@@ -104,12 +104,12 @@ class InFlight:
 class RetryBudget:
     """Keeps retries from multiplying load on a bad day (Envoy's retry budget, tower's TpsBudget).
 
-    Over a sliding window of 10 to 20 s, retries may be a fifth of the requests, or three.
+    Over a sliding window of 10 to 20 s, retries may be a fifth of the requests, or three a second.
     """
 
     WINDOW = 10.0
     SHARE = 0.2
-    FLOOR = 3
+    FLOOR = 3 * WINDOW
 
     def __init__(self) -> None:
         self._started = 0.0
