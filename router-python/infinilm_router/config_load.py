@@ -123,7 +123,7 @@ class _Loader:
         if not isinstance(content, dict):
             self._fault(where, "", content, 'not an object, give {"router": {...}}')
             return
-        for key in content.keys() - {"router", "static_services"}:
+        for key in sorted(content.keys() - {"router", "static_services"}):
             self._fault(where, key, content[key], "unknown key, use router and static_services")
         self._router_section(where, content.get("router", {}))
         if "static_services" in content:

@@ -37,7 +37,7 @@ def services_of_file(content: object, report: Report) -> tuple[Service, ...]:
     if isinstance(content, list):
         return _services(content, "", report)
     if isinstance(content, dict) and "static_services" in content:
-        for key in content.keys() - {"router", "static_services"}:
+        for key in sorted(content.keys() - {"router", "static_services"}):
             report(key, content[key], "unknown key, use router and static_services")
         return services_of_section(content["static_services"], report)
     if isinstance(content, dict):
@@ -57,7 +57,7 @@ def services_of_section(section: object, report: Report) -> tuple[Service, ...]:
 def _services_of_object(
     section: dict[str, object], prefix: str, report: Report
 ) -> tuple[Service, ...]:
-    for key in section.keys() - {"services"}:
+    for key in sorted(section.keys() - {"services"}):
         report(prefix + key, section[key], "unknown key, use services")
     return _services(section.get("services", MISSING), f"{prefix}services", report)
 
