@@ -170,7 +170,7 @@ async def _serve(parts: Parts, own_socket: socket.socket, signals: Signals) -> i
     runner = web.AppRunner(parts.api.application(), access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
-        await _end_survivors(parts)
+        await _end_survivors(parts, signals.stop)
         await web.SockSite(runner, own_socket).start()
         _say_where(parts.config, own_socket)
         parts.registrar.start()
@@ -181,9 +181,9 @@ async def _serve(parts: Parts, own_socket: socket.socket, signals: Signals) -> i
         await asyncio.to_thread(parts.pump.close)
 
 
-async def _end_survivors(parts: Parts) -> None:
+async def _end_survivors(parts: Parts, stop: asyncio.Event) -> None:
     try:
-        ended = await asyncio.to_thread(parts.notebook.end_survivors)
+        ended = await asyncio.to_thread(parts.notebook.end_survivors, stop.is_set)
     except AlreadyRunningError as error:
         raise StartError(f"{error}; stop it first, or choose another name") from error
     if ended:

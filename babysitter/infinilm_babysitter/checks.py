@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from infinilm_babysitter.redact import HIDDEN, SECRET_VARIABLE
+
 COMMAND_LINE = "command line"
 
 
@@ -60,7 +62,12 @@ class Section:
         full = self._prefix + key
         flag = self._flags.get(full)
         where = COMMAND_LINE if flag else self._file
-        self._faults.append(Fault(where, flag or full, self._table.get(key), reason))
+        self._faults.append(Fault(where, flag or full, self._shown(key), reason))
+
+    def _shown(self, key: str) -> object:
+        """What was given, unless it may be a secret that ended up under a wrong key."""
+        secret = SECRET_VARIABLE.search(key) and not key.endswith("_file")
+        return HIDDEN if secret and key in self._table else self._table.get(key)
 
     def has(self, key: str) -> bool:
         """Whether `key` was given; makes it a known one."""

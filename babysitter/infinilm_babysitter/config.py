@@ -219,9 +219,15 @@ def _url_fault(url: str) -> str:
 
 def _api_key_file(root: Section) -> Path | None:
     text = root.text("api_key_file")
-    if text and not Path(text).is_file():
-        root.fault("api_key_file", "is no file that can be read")
-    return Path(text) if text else None
+    if not text:
+        return None
+    try:
+        key = Path(text).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        key = ""
+    if not key.isprintable() or not key:
+        root.fault("api_key_file", "is no readable file with one line of text")
+    return Path(text)
 
 
 def _metadata(root: Section) -> dict[str, object]:

@@ -75,6 +75,7 @@ class Engine:
     def kill(self) -> None:
         """SIGKILL to every process of the engine."""
         self._send("kill")
+        self._keeper.send_signal(signal.SIGCONT)  # somebody may have stopped it
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         output = self._pump.attach()

@@ -96,7 +96,7 @@ class Readiness:
         ):
             return Foreign(holder)
         base = f"http://{sockets.reachable(listening[0].address)}:{self._port}"
-        if health_path and await self._status(base + health_path) == 503:
+        if health_path and (await self._ask(base + health_path))[0] == 503:
             return NotReady(f"{health_path} answers 503", broken=True)
         return await self._models(base)
 
@@ -118,24 +118,18 @@ class Readiness:
 
     async def _list(self, url: str) -> tuple[int | None, tuple[Model, ...]]:
         """Status (None: no answer) and models, empty if the answer is no list of any."""
-        try:
-            async with self._session.get(
-                url, headers=self._headers(), allow_redirects=False
-            ) as answer:
-                if answer.status != 200:
-                    return answer.status, ()
-                return 200, _parse_models(await answer.content.read(MOST_BYTES))
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return None, ()
+        status, body = await self._ask(url)
+        return status, _parse_models(body) if status == 200 else ()
 
-    async def _status(self, url: str) -> int | None:
+    async def _ask(self, url: str) -> tuple[int | None, bytes]:
         try:
             async with self._session.get(
                 url, headers=self._headers(), allow_redirects=False
             ) as answer:
-                return answer.status
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return None
+                # Read in any case: an engine need not log a client that hung up.
+                return answer.status, await _read_some(answer.content)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # ValueError: a bad key
+            return None, b""
 
     def _headers(self) -> dict[str, str]:
         # Read each time: keys are rotated by replacing the file.
@@ -144,6 +138,16 @@ class Readiness:
             key = self._api_key_file.read_text(encoding="utf-8").strip()
             headers["Authorization"] = f"Bearer {key}"
         return headers
+
+
+async def _read_some(content: aiohttp.StreamReader) -> bytes:
+    """The body, cut where it is longer than any models list."""
+    body = b""
+    async for piece in content.iter_chunked(1 << 16):
+        body += piece
+        if len(body) > MOST_BYTES:
+            break
+    return body
 
 
 def _parse_models(body: bytes) -> tuple[Model, ...]:

@@ -29,8 +29,6 @@ from infinilm_babysitter.waiting import cancel
 JITTER = 0.1
 FIRST_RETRY = 0.5
 """Seconds to the first attempt after a failure; doubled up to the heartbeat interval."""
-REFUSED_RETRY = 30.0
-"""Seconds until a registration that the registry refused is tried again."""
 
 log = logging.getLogger(__name__)
 
@@ -133,8 +131,8 @@ class Registrar:
                 await self._sync_or_start_over()
             except (RegistryUnavailableError, RefusedError) as error:
                 self._report(str(error))
-                refused = isinstance(error, RefusedError)
-                delay = REFUSED_RETRY if refused else self._retry_delay(failures)
+                refused = isinstance(error, RefusedError)  # asking sooner changes nothing
+                delay = self._interval if refused else self._retry_delay(failures)
                 failures += 1
             else:
                 self._report("")
@@ -165,9 +163,14 @@ class Registrar:
             await self._sync_both()
 
     async def _sync_both(self) -> None:
-        # The engine first: it is the one that matters to clients.
-        for entry in (self._engine, self._babysitter):
-            await self._sync(entry)
+        refusals = []
+        for entry in (self._engine, self._babysitter):  # the engine is what matters to clients
+            try:
+                await self._sync(entry)
+            except RefusedError as error:
+                refusals.append(str(error))
+        if refusals:
+            raise RefusedError("; ".join(refusals))
 
     async def _sync(self, entry: _Entry) -> None:
         wanted = entry.wanted

@@ -7,6 +7,7 @@ are killed in the same moment. The note lies beside the engine's log.
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,10 @@ class Notebook:
         self._life = life
         self._written: Note | None = None
 
-    def end_survivors(self) -> int:
+    def end_survivors(self, give_up: Callable[[], bool]) -> int:
         """Kill what is left of the last life and return how many processes that were.
+
+        Returns only when none is left, or when `give_up` says so.
 
         Raises:
             AlreadyRunningError: the babysitter of that life still runs.
@@ -58,7 +61,7 @@ class Notebook:
             log.warning("ending survivor of the last life pid=%d", process.pid)
         proctree.kill_all(
             lambda: _survivors(note),
-            lambda: not _survivors(note),
+            lambda: give_up() or not _survivors(note),
             lambda left: log.error("survivors do not die pids=%s", [each.pid for each in left]),
         )
         return len(found)

@@ -81,7 +81,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
-        self.wfile.write(text)
+        self.wfile.write(text[:7])  # bodies come in pieces
+        time.sleep(0.005)
+        self.wfile.write(text[7:])
 
     def log_message(self, *_: object) -> None:
         pass

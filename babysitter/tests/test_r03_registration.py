@@ -33,7 +33,7 @@ def test_both_services_are_registered_as_the_contract_says(babysit, registry) ->
 
 def test_r03_a_registry_that_forgot_everything_is_told_again_in_full(babysit, registry) -> None:
     babysat = babysit(registry_url=registry.url)
-    for _ in range(5):
+    for _ in range(3):
         wait_until(lambda: both_running(registry, babysat), what="both registered")
         full = dict(registry.services[babysat.engine_name])
         registry.services.clear()
@@ -124,3 +124,20 @@ def test_neither_redirects_nor_proxies_are_used(babysit, registry, router, monke
     babysat.wait_for_state("ready")
     wait_until(lambda: re.search("refused", babysat.program.output))
     assert router.calls == []
+
+
+def test_a_refused_engine_does_not_keep_the_babysitter_from_its_registration(
+    babysit, registry, monkeypatch
+) -> None:
+    answer = registry.answer
+
+    def refuse_engine(method: str, path: str, body: dict) -> tuple[int, object]:
+        if body.get("name", "").endswith("-server"):
+            return 400, {"error": "metadata too large"}
+        return answer(method, path, body)
+
+    monkeypatch.setattr(registry, "answer", refuse_engine)
+    babysat = babysit(registry_url=registry.url)
+    babysat.program.wait_for_line("registration of test-server refused: metadata too large")
+    beat = f"/services/{babysat.name}/heartbeat"
+    wait_until(lambda: len(registry.seen("POST", beat)) >= 2, what="own heartbeats")

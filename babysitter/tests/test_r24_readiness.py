@@ -34,7 +34,7 @@ def test_r24_an_engine_that_never_gets_ready_is_ended_and_started_again(babysit,
         switches={"loading": ""},
         babysitter={"start_timeout": 0.5, "stop_timeout": 0.2},
     )
-    wait_until(lambda: len(babysat.journal("start")) >= 3, what="third start")
+    wait_until(lambda: len(babysat.journal("start")) >= 2, what="second start")
     assert "not ready after 0.5 s: /v1/models answers 503" in babysat.program.output
     assert babysat.engine_name not in registry.services
 
@@ -108,6 +108,6 @@ def test_a_busy_engine_is_left_alone(babysit) -> None:
     babysat = babysit(babysitter={"unhealthy_after": 0})
     babysat.wait_for_state("ready")
     babysat.switch("loading")  # 503 to everything: overload, not death
-    wait_until(lambda: len(babysat.journal("refused")) >= 10, what="ten looks")
+    wait_until(lambda: len(babysat.journal("refused")) >= 5, what="five looks")
     assert babysat.state() == "ready"
     assert len(babysat.journal("start")) == 1

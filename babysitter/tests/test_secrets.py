@@ -1,5 +1,6 @@
 """R40: secrets are never shown."""
 
+from infinilm_babysitter.checks import Fault, Section
 from infinilm_babysitter.redact import redact_argv, redact_env
 from rig.processes import wait_until
 
@@ -46,3 +47,10 @@ def test_a_secret_flag_without_value_hides_nothing_else() -> None:
 def test_variables_are_hidden_by_name() -> None:
     env = {"MY_APIKEY": "s", "PASSWORD": "s", "PATH": "/bin"}
     assert redact_env(env) == {"MY_APIKEY": "***", "PASSWORD": "***", "PATH": "/bin"}
+
+
+def test_a_secret_under_a_wrong_key_is_not_repeated_in_the_fault() -> None:
+    faults: list[Fault] = []
+    Section({"api_key": "canary", "api_key_fil": "canary", "typo": 5}, faults).finish()
+    assert "canary" not in "".join(str(fault) for fault in faults)
+    assert "typo = 5" in str(faults[-1])
