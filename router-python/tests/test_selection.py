@@ -1,0 +1,171 @@
+"""Who is chosen: candidates first, then the policy."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from infinilm_router.router.load import LoadBook, Outcome
+from infinilm_router.router.selection import Request, Rules, choose, rendezvous
+from infinilm_router.router.table import Service, ServiceTable
+from infinilm_router.utils.errors import Code, RouterError
+
+
+def engine(name: str, weight: float = 1, **more: Any) -> Service:
+    metadata = {"type": "openai-api", **more.pop("metadata", {})}
+    return Service(name, "127.0.0.1", 1, weight=weight, models=("m",), metadata=metadata, **more)
+
+
+def table(*services: Service, **more: Any) -> ServiceTable:
+    return ServiceTable(services, known=True, named=frozenset({"m"}), **more)
+
+
+def request(model: str | None = "m", **more: Any) -> Request:
+    asked = Request(b"10.0.0.1")
+    asked.model = model
+    for key, value in more.items():
+        setattr(asked, key, value)
+    return asked
+
+
+def picks(
+    where: ServiceTable, count: int, policy: str = "round_robin", book: LoadBook | None = None
+) -> str:
+    """The names chosen by `count` requests that end at once."""
+    book = book or LoadBook(3)
+    names = ""
+    for _ in range(count):
+        choice = choose(where, request(), book, 0.0, Rules(policy))
+        assert choice is not None
+        names += choice.service.name
+    return names
+
+
+def refusal(where: ServiceTable, model: str | None) -> Code:
+    with pytest.raises(RouterError) as caught:
+        choose(where, request(model), LoadBook(3), 0.0, Rules("round_robin"))
+    return caught.value.code
+
+
+def test_weights_interleave_smoothly_as_in_nginx() -> None:
+    assert picks(table(engine("a", 5), engine("b"), engine("c")), 14) == "aabacaa" * 2
+
+
+def test_each_model_has_its_own_turns() -> None:
+    both = Service("x", "h", 1, models=("m", "n"), metadata={"type": "openai-api"})
+    only = engine("y")
+    where, book = table(both, only), LoadBook(3)
+    for _ in range(4):
+        choose(where, request("n"), book, 0.0, Rules("round_robin"))
+    assert Counter(picks(where, 10, book=book)) == {"x": 5, "y": 5}
+
+
+def test_weight_0_serves_only_when_nothing_else_is_left() -> None:
+    where = table(engine("a", 0), engine("b"), engine("c", backup=True))
+    assert picks(where, 3) == "bbb"
+    assert picks(table(*where.services, down=frozenset("b")), 3) == "ccc"
+    assert picks(table(*where.services, down=frozenset("bc")), 3) == "aaa"
+
+
+def test_only_engines_that_are_up_and_serve_the_model_are_candidates() -> None:
+    other = Service("o", "h", 1, models=("n",), metadata={"type": "openai-api"})
+    sitter = Service("s", "h", 1, models=("m",), metadata={"type": "mock"})
+    where = table(engine("a"), engine("b"), engine("c", status="draining"), other, sitter,
+                  down=frozenset("b"))  # fmt: skip
+    assert picks(where, 3) == "aaa"
+
+
+def test_who_cannot_be_served_learns_why() -> None:
+    up = table(engine("a"))
+    assert refusal(up, "unknown") is Code.MODEL_NOT_FOUND
+    assert refusal(table(engine("a"), down=frozenset("a")), "m") is Code.NO_HEALTHY_ENGINE
+    assert refusal(ServiceTable(known=False), "m") is Code.NO_HEALTHY_ENGINE
+    assert refusal(ServiceTable(known=True), None) is Code.NO_HEALTHY_ENGINE
+    gone = ServiceTable(known=True, named=frozenset({"m"}))
+    assert refusal(gone, "m") is Code.NO_HEALTHY_ENGINE
+
+
+def test_a_retry_goes_to_another_engine_and_ends_when_none_is_left() -> None:
+    where, book, rules = table(engine("a"), engine("b")), LoadBook(3), Rules("round_robin")
+    choice = choose(where, request(tried=("a",)), book, 0.0, rules)
+    assert choice is not None
+    assert choice.service.name == "b"
+    assert choose(where, request(tried=("a", "b")), book, 0.0, rules) is None
+
+
+def fail(book: LoadBook, service: Service, times: int, now: float = 0.0) -> None:
+    for _ in range(times):
+        book.begin(service, now).release(Outcome.ENGINE_FAULT, now)
+
+
+def test_ejected_engines_are_passed_over_but_never_more_than_half() -> None:
+    services = [engine(name) for name in "abcd"]
+    where, book = table(*services), LoadBook(3, jitter=lambda: 0.5)
+    fail(book, services[0], 3)
+    assert set(picks(where, 12, book=book)) == set("bcd")
+    fail(book, services[1], 3)
+    assert set(picks(where, 12, book=book)) == set("cd")
+    fail(book, services[2], 3)
+    assert set(picks(where, 12, book=book)) == set("abcd")
+
+
+def test_the_last_engine_of_a_model_is_never_ejected() -> None:
+    only, book = engine("a"), LoadBook(3)
+    fail(book, only, 30)
+    assert picks(table(only), 3, book=book) == "aaa"
+
+
+def test_least_loaded_counts_by_weight() -> None:
+    heavy, light = engine("a", 3), engine("b", 1)
+    book = LoadBook(3)
+    names = Counter[str]()
+    for _ in range(40):
+        choice = choose(table(heavy, light), request(), book, 0.0, Rules("least_loaded"))
+        assert choice is not None
+        book.begin(choice.service, 0.0)
+        names[choice.service.name] += 1
+    assert names == {"a": 30, "b": 10}
+
+
+def test_a_key_stays_with_its_engine_and_few_move_when_one_leaves() -> None:
+    services = [engine(f"engine-{n}") for n in range(5)]
+    book = LoadBook(3)
+    keys = [f"session-{n}".encode() for n in range(2000)]
+    before = {key: rendezvous(key, services, book).name for key in keys}
+    left = {key: rendezvous(key, services[1:], book).name for key in keys}
+    moved = [key for key in keys if before[key] != left[key]]
+    assert {before[key] for key in moved} == {"engine-0"}
+    assert {key: rendezvous(key, services[::-1], book).name for key in keys} == before
+    assert max(Counter(before.values()).values()) < 1.25 * len(keys) / 5
+
+
+def test_one_hot_key_does_not_pile_up() -> None:
+    services = [engine(name) for name in "abcd"]
+    book = LoadBook(3)
+    for _ in range(100):
+        book.begin(rendezvous(b"hot", services, book), 0.0)
+    assert max(book.of(s).in_flight for s in services) <= 1.25 * 25 + 1
+
+
+@pytest.mark.parametrize("policy", ["consistent_hash", "ip_hash"])
+def test_hash_policies_are_sticky(policy: str) -> None:
+    assert len(set(picks(table(*map(engine, "abcd")), 20, policy))) == 1
+
+
+def test_long_prompts_prefer_a_static_cache_and_others_a_paged_one() -> None:
+    paged = engine("p", metadata={"cache_type": "paged"})
+    static = engine("s", metadata={"cache_type": "static"})
+    rules, book = Rules("round_robin", cache_type_threshold=100), LoadBook(3)
+
+    def chosen(size: int, *services: Service) -> str:
+        choice = choose(table(*services), request(prompt_bytes=size), book, 0.0, rules)
+        assert choice is not None
+        return choice.service.name
+
+    assert [chosen(size, paged, static) for size in (10, 100, 101, 5000)] == ["p", "p", "s", "s"]
+    assert chosen(5000, paged, engine("x", metadata={"cache_type": "paged"})) in "px"
+
+
+def test_the_choice_says_why() -> None:
+    choice = choose(table(*map(engine, "ab")), request(), LoadBook(3), 0.0, Rules("round_robin"))
+    assert choice is not None
+    assert choice.why == "round_robin; its turn"
