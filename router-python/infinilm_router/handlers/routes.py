@@ -11,7 +11,7 @@ from infinilm_router.handlers.services import services
 from infinilm_router.handlers.stats import stats
 
 if TYPE_CHECKING:
-    from infinilm_router.proxy.framing import RequestHead
+    from infinilm_router.proxy.heads import RequestHead
 
 Handler = Callable[["RequestHead"], LocalAnswer]
 
