@@ -24,7 +24,7 @@ from infinilm_router.registry.sync import RegistrySync
 from infinilm_router.router.health import HealthProber
 from infinilm_router.router.load import LoadBook
 from infinilm_router.router.selection import Rules
-from infinilm_router.router.table import Service, ServiceTable, TableStore
+from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.time import DeadlineQueue
@@ -70,9 +70,9 @@ class App:
         config = self._config
         loop = asyncio.get_running_loop()
         queue = DeadlineQueue(loop)
-        store = TableStore(ServiceTable(known=not config.registry_urls))
-        store.set_services(config.static_services, known=not config.registry_urls)
         book = LoadBook(config.max_errors)
+        store = TableStore(on_services=book.forget_missing)
+        store.set_services(config.static_services, known=not config.registry_urls)
         pool = UpstreamPool(queue, config.pool_idle_timeout, config.proxy_connect_timeout)
         catalog = ModelCatalog(store)
         learner = ModelLearner(config, session, store)

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from infinilm_router.router.load import LoadBook, Outcome, RetryBudget
 from infinilm_router.router.table import Service
 

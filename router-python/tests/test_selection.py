@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+
 from infinilm_router.router.load import LoadBook, Outcome
 from infinilm_router.router.selection import Request, Rules, choose, rendezvous
 from infinilm_router.router.table import Service, ServiceTable

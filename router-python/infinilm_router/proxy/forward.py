@@ -157,7 +157,7 @@ class Exchange:
 
     def _head_data(self, data: bytes) -> None:
         while True:
-            end = data.find(b"\r\n\r\n")
+            end = data.find(b"\r\n\r\n", 0, MAX_RESPONSE_HEAD)
             try:
                 if end < 0:
                     self._check_partial_head(data)
@@ -175,7 +175,7 @@ class Exchange:
         self._begin_answer(head, length, data)
 
     def _check_partial_head(self, data: bytes) -> None:
-        if len(data) > MAX_RESPONSE_HEAD:
+        if len(data) >= MAX_RESPONSE_HEAD:
             raise Broken(f"head larger than {MAX_RESPONSE_HEAD} bytes")
         if not line_ends_are_clean(data):
             raise Broken("malformed head: lines must end with CRLF")

@@ -1,7 +1,7 @@
 """The service table: an immutable snapshot of all engines, with one writer and many readers."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -139,10 +139,18 @@ def preferred(services: Sequence[Service]) -> Sequence[Service]:
 
 
 class TableStore:
-    """Holds the current table. All writers run on the event loop; readers take `current` once."""
+    """Holds the current table. All writers run on the event loop; readers take `current` once.
 
-    def __init__(self, table: ServiceTable | None = None) -> None:
+    `on_services` is called with each new list of services.
+    """
+
+    def __init__(
+        self,
+        table: ServiceTable | None = None,
+        on_services: Callable[[Sequence[Service]], None] | None = None,
+    ) -> None:
         self.current = table or ServiceTable()
+        self._on_services = on_services
         self._changed = asyncio.Event()
 
     async def changed(self, seen: ServiceTable) -> ServiceTable:
