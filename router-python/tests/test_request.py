@@ -35,10 +35,11 @@ KEYS = st.sampled_from(
 def encoded(members: list[tuple[str, Any]], *, ascii_only: bool, indent: bool) -> bytes:
     """A JSON object with these members in order, duplicates included."""
     blank = "\n  " if indent else ""
-    text = ",".join(
-        f"{blank}{json.dumps(k, ensure_ascii=ascii_only)}:{blank}{json.dumps(v, ensure_ascii=ascii_only)}"
-        for k, v in members
-    )
+
+    def text_of(value: Any) -> str:
+        return json.dumps(value, ensure_ascii=ascii_only)
+
+    text = ",".join(f"{blank}{text_of(k)}:{blank}{text_of(v)}" for k, v in members)
     return f"{{{text}{blank}}}".encode()
 
 

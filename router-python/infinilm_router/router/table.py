@@ -173,6 +173,8 @@ class TableStore:
         if len(named) > MAX_NAMED_MODELS:
             named = now_named
         self._publish(ServiceTable(services, known, self.current.down & names, named))
+        if self._on_services is not None:
+            self._on_services(services)
 
     def set_down(self, name: str, *, down: bool) -> None:
         """Publish the probes' verdict on one service."""
