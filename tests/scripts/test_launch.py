@@ -89,7 +89,8 @@ def test_every_port_and_folder_can_be_set_in_the_environment(tree, tmp_path):
     assert f"curl -N http://127.0.0.1:{router}/" in output
     assert is_free(ports["registry"])
     assert is_free(ports["router"])
-    assert tree.pid_files() == []
+    assert list(tree.logs.glob("*")) == []
+    assert (tmp_path / "other logs/registry.sqlite3").exists()
     assert tree.script("stop_all.sh", LOG_DIR=environment["LOG_DIR"])[0] == 0
     assert is_free(registry)
     assert is_free(router)
@@ -154,7 +155,10 @@ def test_a_faulty_config_file_is_reported_by_the_program_with_exit_code_64(tree)
 
 @pytest.mark.parametrize(
     ("arguments", "environment"),
-    [(["--implementation", "rust"], {}), ([], {"ROUTER_IMPLEMENTATION": "rust"})],
+    [
+        (["--router-port", "0", "--implementation", "rust"], {}),
+        ([], {"ROUTER_IMPLEMENTATION": "rust"}),
+    ],
 )
 def test_the_rust_router_is_refused_with_what_is_missing(tree, arguments, environment):
     code, output = tree.script("launch_router.sh", *arguments, **environment)
