@@ -19,6 +19,7 @@ from runner.steps import VERBS
 
 ROOT = Path(__file__).parent
 SCHEMA = read_json(ROOT / "schema.json")
+CASES = load_cases()
 
 
 def document(**case: Any) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def document(**case: Any) -> dict[str, Any]:
 
 def missing(wanted: list[str]) -> list[str]:
     """Those texts that no case's clause mentions ("HTTP 1.1" is not mentioned by "HTTP 1.12")."""
-    clauses = " ".join(case.clause for case in load_cases())
+    clauses = " ".join(case.clause for case in CASES)
     return [text for text in wanted if not re.search(rf"{re.escape(text)}(?![0-9])", clauses)]
 
 
@@ -39,9 +40,8 @@ def answer(status: int = 200, body: bytes = b"{}", **fields: str) -> Answer:
 
 
 def test_every_case_file_is_valid_and_every_name_is_used_once() -> None:
-    cases = load_cases()
-    assert len(cases) > 200
-    assert len({case.id for case in cases}) == len(cases)
+    assert len(CASES) > 200
+    assert len({case.id for case in CASES}) == len(CASES)
 
 
 def test_every_clause_of_the_router_contract_has_a_case() -> None:
@@ -64,7 +64,7 @@ def test_every_rule_of_the_http_page_has_a_case() -> None:
 
 def test_every_script_and_setting_is_one_that_the_fake_engine_knows() -> None:
     known = {field.name for field in fields(Settings)}
-    for case in load_cases():
+    for case in CASES:
         for engine in case.setup.get("engines", {}).values():
             assert set(engine.get("settings", {})) <= known
         for step in case.steps:

@@ -58,7 +58,7 @@ def _requests(world: World, step: Json) -> list[str]:
             answer = _send(client, step["request"], way)
             differs = answer_differences(step.get("expect", {}), answer)
             if "end" in step:
-                differs += differences(step["end"], client.read_end(5), "end of the connection")
+                differs += _end(client, step["end"])
         found += [f"({way}) {text}" for text in differs]
         served.append(answer.response and answer.response.get("x-infinilm-service"))
     if "served" in step:
@@ -67,6 +67,16 @@ def _requests(world: World, step: Json) -> list[str]:
         shares = {name: served.count(name) for name in step["shares"]}
         found += differences(step["shares"], shares, "shares")
     return found
+
+
+def _end(client: RawClient, expected: str) -> list[str]:
+    """`open` means that the connection serves another request."""
+    if expected != "open":
+        return differences(expected, client.read_end(5), "end of the connection")
+    health = {"target": "/health"}
+    client.send(wire_of(health))
+    found = answer_differences({"status": 200}, read_answer(client, health))
+    return [f"the connection is not usable: {text}" for text in found]
 
 
 def _send(client: RawClient, request: Json, way: str) -> Answer:
@@ -91,7 +101,7 @@ def _connection(world: World, step: Json) -> list[str]:
                 client.send(wire_of(request))
             found += answer_differences(expect, read_answer(client, request))
         if "end" in step:
-            found += differences(step["end"], client.read_end(2), "end of the connection")
+            found += _end(client, step["end"])
     return found
 
 

@@ -139,6 +139,10 @@ class World:
         """Bring engines and registry back to where the group's cases begin."""
         for name, engine in self.engines.items():
             self.farm.apply(engine, **copy.deepcopy(self._initial[name]), reset=True)
+        if self.registry:
+            self.registry.watch = True
+            self.farm.call(self.registry.misbehave())
+            self.publish(self.setup.get("published", list(self.engines)))
         self.router.wait_healthy(self.healthy)
 
     def close(self) -> None:

@@ -63,10 +63,12 @@ class Script:
     close: bool
 
 
+BLOCK = bytes((i * 7 + i // 256) % 256 for i in range(65_521))
+
+
 def pattern(size: int) -> bytes:
     """`size` bytes of all values in an order that does not repeat every 256 bytes."""
-    block = bytes((i * 7 + i // 256) % 256 for i in range(65_521))
-    return (block * (size // len(block) + 1))[:size]
+    return (BLOCK * (size // len(BLOCK) + 1))[:size]
 
 
 def event(value: object) -> bytes:
@@ -215,6 +217,6 @@ def json_body(body: bytes) -> Json:
     """The request's JSON object, or {} when it is something else."""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

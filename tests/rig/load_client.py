@@ -127,7 +127,7 @@ class LoadClient:
 
     async def _exchange(self, outcome: Outcome) -> None:
         call = outcome.call
-        reader, writer = self._idle.pop() if self._idle else await self._connect()
+        reader, writer = await self._connection()
         keep = False
         try:
             writer.write(request_bytes(call.method, call.target, call.headers, call.body))
@@ -141,7 +141,13 @@ class LoadClient:
             else:
                 await _close(writer)
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """An idle connection that the other side has not closed meanwhile, or a new one."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof():
+                return reader, writer
+            await _close(writer)
         return await asyncio.open_connection(*self._address, limit=1 << 20)
 
     async def close(self) -> None:

@@ -57,7 +57,12 @@ class Babysitter:
         config = folder / f"{name}.toml"
         settings = {"name": name, "host": "127.0.0.1", "port": self.port}
         lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-        lines += [f'registry_url = "{registry_url}"', "[babysitter]", "heartbeat_interval = 1"]
+        lines += [
+            f'registry_url = "{registry_url}"',
+            "[babysitter]",
+            "heartbeat_interval = 1",
+            "drain_settle = 0.2",
+        ]
         lines += ["[backend]", 'type = "mock"', 'models = ["m"]', "tokens_per_second = 1000"]
         config.write_text("\n".join([*lines, ""]))
         self.program = run.python(

@@ -20,11 +20,12 @@ def test_1000_streams_of_128_chunks_50_at_a_time(
     start: StartRouter, run: Programs, streams: int
 ) -> None:
     engines = engine_processes(run, 2)
-    router = start([engine.static(metadata={"models": ["m"]}) for engine in engines])
+    services = [engine.static(metadata={"models": ["m"]}) for engine in engines]
+    router = start(services, flags={"pool-idle-timeout": 0.3})
     options = {"chunks": CHUNKS, "interval": 0.002}
     warm = closed_loop(router.url, [chat_call(stream=True)] * AT_A_TIME, AT_A_TIME)
     assert kinds(warm) == {"ok": AT_A_TIME}
-    wait_until(lambda: all(engine.state()["connections"] == 1 for engine in engines))
+    wait_until(lambda: all(engine.state()["connections"] == 0 for engine in engines))
     before = router.descriptors()
     calls = [chat_call(stream=True, script={"stream": options})] * streams
     outcomes = closed_loop(router.url, calls, AT_A_TIME)

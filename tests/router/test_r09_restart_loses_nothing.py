@@ -87,6 +87,8 @@ async def traffic_while_one_stops(
     exited = time.monotonic() - last
     outcomes = await short
     watcher.cancel()
+    for client in clients:
+        await client.close()
     return done, outcomes, exited
 
 
