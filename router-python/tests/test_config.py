@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from infinilm_router.config import POLICIES, SETTINGS, RouterConfig
-from infinilm_router.config_load import ConfigError, load_config
+from infinilm_router.config_load import ALL_SETTINGS, REPOSITORY, ConfigError, load_config
 from infinilm_router.router import selection
 from infinilm_router.utils.checks import nginx_seconds
 
@@ -172,6 +172,7 @@ def test_one_setting_under_two_keys_is_a_fault(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         ("{,}", "not JSON"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"router": {"port": 1, "port": 2}}', "stands twice"),
         ('{"router": {"health_interval": NaN}}', "no JSON number"),
         ("[]", "not an object"),
@@ -365,3 +366,10 @@ def test_every_setting_has_a_flag_a_file_key_and_help(tmp_path: Path) -> None:
         default = json.loads(RouterConfig().to_json())[name]
         file = write(tmp_path / "c.json", {"router": {name: default}})
         assert getattr(load("--config", file), name) == getattr(RouterConfig(), name)
+
+
+def test_the_readme_names_every_flag() -> None:
+    readme = (REPOSITORY / "router-python" / "README.md").read_text()
+    for name, setting in ALL_SETTINGS.items():
+        flag = setting.flag or "--" + name.replace("_", "-")
+        assert f"`{flag}`" in readme, flag

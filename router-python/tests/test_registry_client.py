@@ -1,4 +1,5 @@
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -65,17 +66,20 @@ def test_entries_that_cannot_be_used_are_skipped_and_logged_once(
         {**good, "name": "p", "port": 65535},
         {**good, "name": "q", "port": True},
         {**good, "name": "h", "host": "http://h"},
+        {**good, "name": "deep", "metadata": {"a": json.loads("[" * 100 + "]" * 100)}},
     ]
     odd = {**good, "name": "odd", "weight": -3, "status": 5, "metadata": [1]}
+    huge = {**good, "name": "huge", "weight": 10**400}
 
     async def scenario() -> None:
-        content = {"services": [*bad, odd, good, {**good, "port": 9}]}
+        content = {"services": [*bad, odd, huge, good, {**good, "port": 9}]}
         async with serving({"/services": (200, content)}) as server, session() as http:
             client = RegistryClient(http, [server.url])
             await client.fetch()
             services = answer_of(await client.fetch()).services
         assert [(s.name, s.port, s.weight, s.status) for s in services] == [
             ("odd", 8100, 0.0, "running"),
+            ("huge", 8100, 1.0, "running"),
             ("good", 8100, 1.0, "running"),
         ]
 

@@ -235,6 +235,36 @@ def test_a_silent_registry_does_not_hold_the_last_list_back(
     asyncio.run(scenario())
 
 
+def test_a_registry_that_started_together_with_the_router_does_not_empty_the_last_list(
+    system: Start, until: Any, tmp_path: Path, engine: Any
+) -> None:
+    async def scenario() -> None:
+        SavedList(tmp_path, 8080).save([engine("a"), engine("b")])
+        changes = {"state_dir": tmp_path, "service_removal_grace_period": 0.0}
+        async with system(**changes) as parts:
+            await until(lambda: parts.registry.requests.count("/services") >= 3)
+            assert parts.names == ["a", "b"]
+            await parts.registry.publish([registration("b", 9000)])
+            parts.store.set_down("a", down=True)
+            await until(lambda: parts.names == ["b"])
+            saved = SavedList(tmp_path, 8080)
+            await until(lambda: [service.name for service in saved.load()] == ["b"])
+
+    asyncio.run(scenario())
+
+
+def test_a_first_answer_with_engines_counts_more_than_the_last_list(
+    system: Start, until: Any, tmp_path: Path, engine: Any
+) -> None:
+    async def scenario() -> None:
+        SavedList(tmp_path, 8080).save([engine("old")])
+        async with system(registration("new", 8100), state_dir=tmp_path) as parts:
+            await until(lambda: parts.store.current.known)
+            assert parts.names == ["new"]
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"services": 3}', '{"services": [{}]}'])
 def test_a_damaged_last_list_is_reported_and_ignored(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture

@@ -57,7 +57,7 @@ class ModelLearner:
     async def run(self) -> None:
         """Keep a task for each engine that needs one, until cancelled."""
         self._unsettled = set(self._wanted())
-        self._settle(None)
+        self._settle()
         try:
             while True:
                 table = self._store.current
@@ -78,7 +78,8 @@ class ModelLearner:
         pause = FIRST_RETRY
         while True:
             models = await self._ask(engine)
-            self._settle(_key(engine))
+            self._unsettled.discard(_key(engine))
+            self._settle()
             if models is not None:
                 self._publish(engine, models)
                 await self._back_up(engine.name, REFRESH)
@@ -87,8 +88,7 @@ class ModelLearner:
             await self._back_up(engine.name, pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
             pause = min(2 * pause, LAST_RETRY)
 
-    def _settle(self, key: Key | None) -> None:
-        self._unsettled.discard(key) if key else None
+    def _settle(self) -> None:
         if not self._unsettled:
             self.settled.set()
 
@@ -115,7 +115,7 @@ class ModelLearner:
         if self._learned.get(_key(engine)) == models:
             return
         self._learned[_key(engine)] = models
-        log.info("models learned name=%s models=%s", engine.name, ",".join(models[0]))
+        log.info("models learned name=%s models=%s", engine.name, ",".join(models[0][:8]))
         current = {service.name: service for service in self._store.current.services}
         if (service := current.get(engine.name)) and service.address == engine.address:
             ids, objects = models

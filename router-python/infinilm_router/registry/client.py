@@ -14,7 +14,7 @@ from infinilm_router.utils.fetch import FetchError, fetch, parse_json
 
 log = logging.getLogger(__name__)
 
-MAX_LIST_BYTES = 64 * 1024 * 1024
+MAX_LIST_BYTES = 16 * 1024 * 1024
 MAX_LOGGED = 1000  # texts about unusable entries, remembered so that each is logged once
 
 

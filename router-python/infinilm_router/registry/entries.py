@@ -9,6 +9,7 @@ from infinilm_router.utils import checks
 T = TypeVar("T")
 
 MAX_MODELS = 1000  # of one service; more is a broken answer, not an engine
+MAX_DEPTH = 32
 Models = tuple[tuple[str, ...], tuple[Mapping[str, Any], ...]]
 """Model ids, and the full OpenAI objects where known."""
 
@@ -56,6 +57,8 @@ def service_from_registry(entry: object) -> Service:
         raise checks.UnusableError(f"not an object: {str(entry)[:80]!r}")
     metadata = entry.get("metadata")
     metadata = metadata if isinstance(metadata, dict) else {}
+    if not _is_shallow(metadata, MAX_DEPTH):
+        raise checks.UnusableError(f"metadata: nested deeper than {MAX_DEPTH} levels")
     models, models_list = declared_models(metadata)
     weight = entry.get("weight")
     name = _read(entry, "name", checks.service_name)
@@ -72,6 +75,14 @@ def service_from_registry(entry: object) -> Service:
         metadata=metadata,
         status=status[:40] if isinstance(status, str) and status else "running",
     )
+
+
+def _is_shallow(value: object, levels: int) -> bool:
+    """Whether it can be written as JSON again anywhere, without running out of stack."""
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
 
 
 def _read(entry: Mapping[str, object], key: str, read: Callable[[object], T]) -> T:

@@ -73,11 +73,17 @@ class RegistrySync:
                 await self._poll()
         except TimeoutError:
             self._failed(RegistryError(f"no answer within {STARTUP_PATIENCE:g} s"))
-        if not self._known and self._saved is not None and (services := self._saved.load()):
-            log.warning("starting from the saved list services=%d", len(services))
-            self._membership.restore(services)
+        if not self._known and self._restore():
             self._known = True
             self._publish()
+
+    def _restore(self) -> bool:
+        """Begin with the saved list; whether there is one."""
+        services = self._saved.load() if self._saved is not None else ()
+        if services:
+            log.warning("starting from the saved list services=%d", len(services))
+            self._membership.restore(services)
+        return bool(services)
 
     async def _poll(self) -> None:
         """Fetch the list as it is."""
@@ -98,33 +104,37 @@ class RegistrySync:
             return
         if isinstance(answer, NotModified) or answer.revision == revision:
             # A registry that does not hold answers back must not be asked without pause.
-            await asyncio.sleep(max(0.0, started + wait - self._clock()))
+            left = started + wait - self._clock()
+            await asyncio.sleep(max(0.0, min(left, RETRY_INTERVAL)))
         await asyncio.sleep(PACE)
 
     async def _take(self, answer: RegistryAnswer | NotModified) -> None:
-        """Bring an answer into the table."""
+        """Bring an answer into the table: what is new at once, then what is gone."""
         if isinstance(answer, RegistryAnswer):
             self._revision = answer.revision
+            if not self._known and not any(service.is_engine for service in answer.services):
+                self._restore()  # router and registry started together: engines are on their way
             self._membership.healthy(answer.services, self._clock())
+            self._known = True
+            self._publish()
             if self._membership.missing:
                 self._membership.listed((await self._client.fetch_all()).services)
-        self._known = True
         for name in self._membership.expire(self._clock(), self._store.current.down):
             log.info("service removed name=%s", name)
         self._answered()
-        if self._publish() and self._saved is not None:
+        self._publish()
+        if self._saved is not None and self._membership.services:
             await asyncio.to_thread(self._saved.save, self._membership.services)
 
-    def _publish(self) -> bool:
-        """Publish static and registered services; whether anything changed."""
+    def _publish(self) -> None:
+        """Publish static and registered services, if anything changed."""
         declared = [*self._statics.values(), *self._registered()]
         services = tuple(self._learner.fill(service) for service in declared)
         before = self._store.current
         if services == before.services and self._known == before.known:
-            return False
+            return
         _log_changes(before.services, services)
         self._store.set_services(services, known=self._known)
-        return True
 
     def _registered(self) -> list[Service]:
         return [s for s in self._membership.services if s.name not in self._statics]
@@ -148,7 +158,7 @@ def _log_changes(before: tuple[Service, ...], after: tuple[Service, ...]) -> Non
         previous = old.get(service.name)
         if previous is None:
             log.info("service added name=%s address=%s:%d models=%s", service.name,
-                     *service.address, ",".join(service.models) or "-")  # fmt: skip
+                     *service.address, ",".join(service.models[:8]) or "-")  # fmt: skip
         elif previous.status != service.status or previous.address != service.address:
             log.info("service changed name=%s address=%s:%d status=%s", service.name,
                      *service.address, service.status)  # fmt: skip

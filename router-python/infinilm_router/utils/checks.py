@@ -6,8 +6,8 @@ says what is wrong and what to give instead.
 
 import ipaddress
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +55,9 @@ def _list_from_text(text: str) -> list[str]:
 
 def is_number(value: object) -> TypeGuard[int | float]:
     """True for finite JSON numbers (true and false are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # whole numbers may be larger; NaN is not less
 
 
 def whole(low: int, high: int) -> Check:
@@ -230,5 +232,7 @@ def read_json(file: Path) -> object:
         raise UnusableError(f"not JSON ({error.msg}, {where}), correct it there") from None
     except UnicodeDecodeError as error:
         raise UnusableError(f"not UTF-8 (byte {error.start}), save it as UTF-8") from None
+    except RecursionError:
+        raise UnusableError("nested too deeply, give a flatter file") from None
     except OSError as error:
         raise UnusableError(f"can't be read ({error.strerror}), give a readable file") from None

@@ -57,7 +57,8 @@ async def fetch(
         raise FetchError(f"no answer within {timeout:g} s") from None
     except aiohttp.ClientConnectorError as error:
         # For a name with several addresses the texts of all attempts are put together.
-        raise FetchError(str(error), refused=_REFUSED in str(error.os_error)) from None
+        reason = error.os_error.strerror or str(error.os_error)
+        raise FetchError(reason, refused=_REFUSED in str(error.os_error)) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # ValueError: addresses that can't be put into a URL or a name look-up.
         raise FetchError(str(error) or type(error).__name__) from None
