@@ -1,0 +1,8 @@
+//! The local endpoints, answered from memory.
+
+pub mod context;
+pub mod health;
+pub mod models;
+pub mod routes;
+pub mod services;
+pub mod stats;

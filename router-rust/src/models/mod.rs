@@ -1,0 +1,4 @@
+//! Which models there are.
+
+pub mod catalog;
+pub mod learner;

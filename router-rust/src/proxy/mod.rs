@@ -1,0 +1,10 @@
+//! The data path: requests in, answers out.
+
+pub mod bodies;
+pub mod forward;
+pub mod gateway;
+pub mod heads;
+pub mod pool;
+pub mod relay;
+pub mod request;
+pub mod server;

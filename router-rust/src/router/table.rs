@@ -1,0 +1,368 @@
+//! The service table: an immutable snapshot of all engines, with one writer and many readers.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use serde_json::{Map, Value};
+use tokio::sync::Notify;
+
+pub const ENGINE_TYPE: &str = "openai-api";
+pub const MAX_NAMED_MODELS: usize = 10_000;
+
+/// Where a service is known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Static,
+    Registry,
+}
+
+impl Source {
+    /// Its word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Static => "static",
+            Self::Registry => "registry",
+        }
+    }
+}
+
+/// One entry of the registry or of a static file; immutable.
+///
+/// `models` are the ids it serves, `models_list` the full `OpenAI` model objects where known.
+/// `status` is the registry's word for it ("running" is the only one that takes requests).
+/// `max_fails` failures in a row eject it for `fail_timeout` seconds (None: the router's default).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub name: String,
+    pub host: String,
+    pub port: u16,
+    pub url: String,
+    pub weight: f64,
+    pub models: Vec<String>,
+    pub models_list: Vec<Map<String, Value>>,
+    pub metadata: Map<String, Value>,
+    pub source: Source,
+    pub status: String,
+    pub backup: bool,
+    pub max_fails: Option<u32>,
+    pub fail_timeout: Option<f64>,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            host: String::new(),
+            port: 0,
+            url: String::new(),
+            weight: 1.0,
+            models: Vec::new(),
+            models_list: Vec::new(),
+            metadata: Map::new(),
+            source: Source::Registry,
+            status: "running".to_owned(),
+            backup: false,
+            max_fails: None,
+            fail_timeout: None,
+        }
+    }
+}
+
+impl Service {
+    /// True for services that take inference requests; babysitters never do.
+    pub fn is_engine(&self) -> bool {
+        self.metadata.get("type").and_then(Value::as_str) == Some(ENGINE_TYPE)
+    }
+
+    /// Where requests go: (host, port).
+    pub fn address(&self) -> (&str, u16) {
+        (&self.host, self.port)
+    }
+
+    /// The value of the `Host` field in requests to it.
+    pub fn host_field(&self) -> String {
+        self.netloc(u32::from(self.port))
+    }
+
+    /// Where to probe, in the order to try: see `router::health`.
+    pub fn health_urls(&self) -> Vec<String> {
+        if let Some(url) = self.metadata.get("health_url").and_then(Value::as_str) {
+            return vec![url.to_owned()];
+        }
+        let own = format!("http://{}", self.netloc(u32::from(self.port)));
+        let neighbour = self.netloc(u32::from(self.port) + 1);
+        vec![
+            format!("http://{neighbour}/health"),
+            format!("{own}/health"),
+            format!("{own}/v1/models"),
+            format!("{own}/models"),
+        ]
+    }
+
+    /// `host:port`, with IPv6 addresses in brackets.
+    pub fn netloc(&self, port: u32) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{port}", self.host)
+        } else {
+            format!("{}:{port}", self.host)
+        }
+    }
+}
+
+pub type Services = Vec<Arc<Service>>;
+
+/// What is known of all services at one moment.
+///
+/// `known` is false until a registry (or the saved last list) answered for the first time; with
+/// static services only it is true from the start. `down` names the services whose probes failed.
+/// `named` holds every model id that any engine has ever named. The rest is derived from these.
+#[derive(Debug, Default)]
+pub struct ServiceTable {
+    pub services: Services,
+    pub known: bool,
+    pub down: HashSet<String>,
+    pub named: Arc<HashSet<String>>,
+    /// All services of type openai-api, in table order.
+    pub engines: Services,
+    /// Model id -> engines that serve it, up or down, in table order.
+    pub by_model: HashMap<String, Services>,
+    /// The engines that are up.
+    pub healthy_engines: Services,
+    up_by_model: HashMap<String, Candidates>,
+    up_any: Candidates,
+}
+
+/// Engines that are up, and those of them that take requests while all is well.
+#[derive(Debug, Default)]
+struct Candidates {
+    up: Services,
+    preferred: Services,
+}
+
+impl Candidates {
+    fn new(up: Services) -> Self {
+        let preferred = preferred(&up);
+        Self { up, preferred }
+    }
+}
+
+impl ServiceTable {
+    /// The table of these services with all that is derived from them.
+    pub fn new(
+        services: Services,
+        known: bool,
+        down: HashSet<String>,
+        named: Arc<HashSet<String>>,
+    ) -> Self {
+        let engines: Services = services.iter().filter(|s| s.is_engine()).cloned().collect();
+        let mut table = Self {
+            services,
+            known,
+            down,
+            named,
+            by_model: by_model(&engines),
+            engines,
+            ..Self::default()
+        };
+        table.healthy_engines = table.up_of(&table.engines);
+        table.up_any = Candidates::new(table.healthy_engines.clone());
+        table.up_by_model = table
+            .by_model
+            .iter()
+            .map(|(model, services)| (model.clone(), Candidates::new(table.up_of(services))))
+            .collect();
+        table
+    }
+
+    fn up_of(&self, services: &[Arc<Service>]) -> Services {
+        services.iter().filter(|s| self.is_up(s)).cloned().collect()
+    }
+
+    /// True when registry and probe both say that it takes requests.
+    pub fn is_up(&self, service: &Service) -> bool {
+        service.status == "running" && !self.down.contains(&service.name)
+    }
+
+    fn of_model(&self, model: Option<&str>) -> Option<&Candidates> {
+        match model {
+            None => Some(&self.up_any),
+            Some(model) => self.up_by_model.get(model),
+        }
+    }
+
+    /// The engines that are up and serve `model`; None means any model.
+    pub fn candidates(&self, model: Option<&str>) -> &[Arc<Service>] {
+        self.of_model(model).map_or(&[], |found| &found.up)
+    }
+
+    /// Those of `candidates` that take requests while all is well; see `preferred`.
+    pub fn preferred(&self, model: Option<&str>) -> &[Arc<Service>] {
+        self.of_model(model).map_or(&[], |found| &found.preferred)
+    }
+}
+
+fn by_model(engines: &[Arc<Service>]) -> HashMap<String, Services> {
+    let mut found: HashMap<String, Services> = HashMap::new();
+    for engine in engines {
+        for model in &engine.models {
+            let serving = found.entry(model.clone()).or_default();
+            if !serving.last().is_some_and(|last| Arc::ptr_eq(last, engine)) {
+                serving.push(Arc::clone(engine));
+            }
+        }
+    }
+    found
+}
+
+/// The first group that is not empty: weighted services, backups, those of weight 0.
+pub fn preferred(services: &[Arc<Service>]) -> Services {
+    let group = |wanted: fn(&Service) -> bool| -> Services {
+        services.iter().filter(|s| wanted(s)).cloned().collect()
+    };
+    let groups = [
+        group(|s| s.weight > 0.0 && !s.backup),
+        group(|s| s.weight > 0.0),
+    ];
+    groups
+        .into_iter()
+        .find(|found| !found.is_empty())
+        .unwrap_or_else(|| services.to_vec())
+}
+
+type OnServices = Box<dyn Fn(&[Arc<Service>]) + Send + Sync>;
+
+/// Holds the current table. Writers take turns; readers take `current` once.
+///
+/// `on_services` is called with each new list of services.
+pub struct TableStore {
+    current: ArcSwap<ServiceTable>,
+    on_services: Option<OnServices>,
+    writing: Mutex<()>,
+    changed: Notify,
+}
+
+impl Default for TableStore {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl TableStore {
+    /// A store with an empty table that knows nothing.
+    pub fn new(on_services: Option<OnServices>) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(ServiceTable::default()),
+            on_services,
+            writing: Mutex::new(()),
+            changed: Notify::new(),
+        }
+    }
+
+    /// The table as it is now.
+    pub fn current(&self) -> Arc<ServiceTable> {
+        self.current.load_full()
+    }
+
+    /// The same without counting the reference: for uses that end before the next await.
+    pub fn peek(&self) -> arc_swap::Guard<Arc<ServiceTable>> {
+        self.current.load()
+    }
+
+    /// The current table, as soon as it is another one than `seen`.
+    pub async fn changed(&self, seen: &Arc<ServiceTable>) -> Arc<ServiceTable> {
+        loop {
+            let mut notified = std::pin::pin!(self.changed.notified());
+            notified.as_mut().enable();
+            let current = self.current();
+            if !Arc::ptr_eq(&current, seen) {
+                return current;
+            }
+            notified.await;
+        }
+    }
+
+    fn publish(&self, table: ServiceTable) {
+        self.current.store(Arc::new(table));
+        self.changed.notify_waiters();
+    }
+
+    fn write(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Publish a new list of services; what probes said of those that remain is kept.
+    pub fn set_services(&self, services: Services, known: bool) {
+        let _writing = self.write();
+        self.publish_services(services, known);
+    }
+
+    fn publish_services(&self, services: Services, known: bool) {
+        let current = self.current();
+        let down = services
+            .iter()
+            .filter(|s| current.down.contains(&s.name))
+            .map(|s| s.name.clone())
+            .collect();
+        let named = all_named(&current.named, &services);
+        if let Some(on_services) = &self.on_services {
+            on_services(&services);
+        }
+        self.publish(ServiceTable::new(services, known, down, named));
+    }
+
+    /// Publish the probes' verdict on one service.
+    pub fn set_down(&self, name: &str, down: bool) {
+        let _writing = self.write();
+        let current = self.current();
+        if current.down.contains(name) == down {
+            return;
+        }
+        let mut all = current.down.clone();
+        if down {
+            all.insert(name.to_owned());
+        } else {
+            all.remove(name);
+        }
+        let named = Arc::clone(&current.named);
+        self.publish(ServiceTable::new(
+            current.services.clone(),
+            current.known,
+            all,
+            named,
+        ));
+    }
+
+    /// Publish a service that changed (for example its learned models); ignored when gone.
+    pub fn replace_service(&self, service: Service) {
+        let _writing = self.write();
+        let current = self.current();
+        let mut services = current.services.clone();
+        let service = Arc::new(service);
+        let mut found = false;
+        for old in services.iter_mut().filter(|s| s.name == service.name) {
+            *old = Arc::clone(&service);
+            found = true;
+        }
+        if found {
+            self.publish_services(services, current.known);
+        }
+    }
+}
+
+/// The models named until now, bounded: a flood of names must not fill memory.
+fn all_named(before: &Arc<HashSet<String>>, services: &[Arc<Service>]) -> Arc<HashSet<String>> {
+    let now: HashSet<&String> = services
+        .iter()
+        .filter(|s| s.is_engine())
+        .flat_map(|s| &s.models)
+        .collect();
+    if now.iter().all(|model| before.contains(*model)) {
+        return Arc::clone(before);
+    }
+    let mut named: HashSet<String> = now.iter().map(|&model| model.clone()).collect();
+    if before.union(&named).count() <= MAX_NAMED_MODELS {
+        named.extend(before.iter().cloned());
+    }
+    Arc::new(named)
+}

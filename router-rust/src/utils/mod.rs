@@ -1,0 +1,10 @@
+//! What all modules use.
+
+pub mod access_log;
+pub mod checks;
+pub mod errors;
+pub mod fetch;
+pub mod headers;
+pub mod logging;
+pub mod tasks;
+pub mod time;
