@@ -7,7 +7,7 @@ import pytest
 from rig.routers import router_names
 from runner.cases import Case, load_cases, load_gaps
 from runner.steps import run_case, run_cli_case
-from runner.world import World, Worlds
+from runner.world import Key, Worlds
 
 CASES = load_cases()
 GAPS = load_gaps(CASES)
@@ -24,15 +24,29 @@ def _parameters() -> list[object]:
     return made
 
 
+def _key(router: str, case: Case) -> Key:
+    return Key(router, case.group, case.id if case.fresh else "")
+
+
+def _key_of(item: pytest.Item) -> Key | None:
+    """What a collected test needs; None for tests without programs."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    case = parameters.get("case")
+    return _key(parameters["router"], case) if isinstance(case, Case) and not case.cli else None
+
+
+def _upcoming(item: pytest.Item) -> Key | None:
+    """What the tests behind this one need first that is not what this one has."""
+    items = item.session.items
+    later = (_key_of(other) for other in items[items.index(item) + 1 :])
+    return next((key for key in later if key and key != _key_of(item)), None)
+
+
 @pytest.mark.parametrize(("router", "case"), _parameters())
-def test_case(router: str, case: Case, worlds: Worlds, tmp_path: Path) -> None:
+def test_case(
+    router: str, case: Case, worlds: Worlds, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     if case.cli:
         run_cli_case(router, case, tmp_path)
-    elif case.fresh:
-        world = World(router, case.setup)
-        try:
-            run_case(world, case)
-        finally:
-            world.close()
     else:
-        run_case(worlds.get(router, case.group), case)
+        run_case(worlds.get(_key(router, case), _upcoming(request.node)), case)

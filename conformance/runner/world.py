@@ -4,7 +4,8 @@ import copy
 import json
 import re
 import tempfile
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -151,24 +152,55 @@ class World:
         self.folder.cleanup()
 
 
+@dataclass(frozen=True)
+class Key:
+    """Which world a case needs: cases of one group share theirs, unless a case wants its own."""
+
+    router: str
+    group: str
+    own: str = ""
+
+
 class Worlds:
-    """Keeps the world of the running group; asked for another one, it closes this one first."""
+    """Keeps the world of the running group; starts the next one in a thread meanwhile."""
 
     def __init__(self) -> None:
-        self._key: tuple[str, str] | None = None
+        self._starter = ThreadPoolExecutor(1)
+        self._key: Key | None = None
         self._world: World | None = None
+        self._ahead: tuple[Key, Future[World]] | None = None
 
-    def get(self, router: str, group: str) -> World:
-        """The world of a group, started if it is not the running one, with everything reset."""
-        if self._key != (router, group) or self._world is None:
-            self.close()
-            self._world = World(router, json.loads(group))
-            self._key = (router, group)
-        else:
+    def get(self, key: Key, upcoming: Key | None) -> World:
+        """The world for `key`, as its cases begin; `upcoming` will be asked for after it."""
+        if self._key == key and self._world:
             self._world.reset()
+            return self._world
+        self._close_current()
+        if not self._ahead or self._ahead[0] != key:
+            self._start(key)
+        assert self._ahead
+        self._key, self._world = key, self._ahead[1].result()
+        self._ahead = None
+        if upcoming and upcoming != key:
+            self._start(upcoming)
         return self._world
 
-    def close(self) -> None:
+    def _start(self, key: Key) -> None:
+        self._drop_ahead()
+        self._ahead = (key, self._starter.submit(World, key.router, json.loads(key.group)))
+
+    def _drop_ahead(self) -> None:
+        """End a world that was started for nothing (the tests after this one were not run)."""
+        if self._ahead and not self._ahead[1].exception():
+            self._ahead[1].result().close()
+        self._ahead = None
+
+    def _close_current(self) -> None:
         if self._world:
             self._world.close()
         self._world = self._key = None
+
+    def close(self) -> None:
+        self._close_current()
+        self._drop_ahead()
+        self._starter.shutdown()

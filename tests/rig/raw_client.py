@@ -36,13 +36,21 @@ class Response:
 
 
 class RawClient:
-    """One connection. Use as a context manager; every wait ends after `timeout` seconds."""
+    """One connection. Use as a context manager; every wait ends after `timeout` seconds.
 
-    def __init__(self, url: str, timeout: float = 15.0) -> None:
+    A slow reader has a small `receive_buffer` (bytes) and a `pause` (seconds) before every read.
+    """
+
+    def __init__(self, url: str, timeout: float = 15.0, receive_buffer: int | None = None) -> None:
         parts = urlsplit(url)
+        self.pause = 0.0
         self.timeout = timeout
         self.ending: Ending = "open"
-        self._sock = socket.create_connection((parts.hostname, parts.port or 80), timeout)
+        self._sock = socket.socket()
+        if receive_buffer:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self._sock.settimeout(timeout)
+        self._sock.connect((parts.hostname, parts.port or 80))
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
 
@@ -127,6 +135,7 @@ class RawClient:
 
     def _fill(self) -> bool:
         """Receive once; False when the connection has ended."""
+        time.sleep(self.pause)
         try:
             data = self._sock.recv(1 << 18)
         except ConnectionError:

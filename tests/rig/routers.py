@@ -11,10 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rig.processes import ROOT, Program, Programs, wait_until
 from rig.raw_client import ask
 
 Argv = list[str]
+
+# Marks of full fault counts: not in the everyday lane, and longer than its limit.
+SLOW = (pytest.mark.slow, pytest.mark.timeout(600))
 
 
 def _python() -> Argv | None:

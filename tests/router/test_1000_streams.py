@@ -10,12 +10,12 @@ from rig.fake_engine import FakeEngine
 from rig.flows import closed_loop, static
 from rig.load_client import Call, chat_call, kinds
 from rig.processes import Programs, wait_until
-from rig.routers import StartRouter
+from rig.routers import SLOW, StartRouter
 
 CHUNKS, AT_A_TIME = 128, 50
 
 
-@pytest.mark.parametrize("streams", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("streams", [100, pytest.param(1000, marks=SLOW)])
 def test_1000_streams_of_128_chunks_50_at_a_time(
     start: StartRouter, run: Programs, streams: int
 ) -> None:

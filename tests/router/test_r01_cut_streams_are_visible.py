@@ -14,10 +14,10 @@ from rig.flows import closed_loop, cut_faults, static
 from rig.load_client import Call, Outcome, chat_call
 from rig.processes import Programs, wait_until
 from rig.raw_client import RawClient, Response, request_bytes
-from rig.routers import Router, StartRouter
+from rig.routers import SLOW, Router, StartRouter
 
 CHUNKS, BEFORE = 100, 20
-COUNTS = [10, pytest.param(100, marks=pytest.mark.slow)]
+COUNTS = [10, pytest.param(100, marks=SLOW)]
 
 
 def dying(how: str) -> Json:

@@ -11,7 +11,7 @@ import pytest
 from rig.flows import closed_loop
 from rig.load_client import LoadClient, Outcome, chat_call, kinds
 from rig.processes import Programs, wait_until
-from rig.routers import Router, StartRouter
+from rig.routers import SLOW, Router, StartRouter
 from rig.system import Babysitter, Registry, stop_all
 
 RATE = 20
@@ -79,9 +79,7 @@ def smallest_set(router: Router, seconds: float) -> int:
     return least
 
 
-@pytest.mark.parametrize(
-    ("down", "grace"), [(3.0, 1.0), pytest.param(90.0, 60.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("down", "grace"), [(3.0, 1.0), pytest.param(90.0, 60.0, marks=SLOW)])
 def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
     start: StartRouter,
     registry: Registry,
@@ -108,7 +106,7 @@ def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
 ) -> None:
     flags = {"registry-url": registry.url, "router-port": registry.port + 2}
     first = start(flags=flags, healthy="2/2")
-    wait_until(lambda: list(tmp_path.glob("router_last_services_*")), 5, "list saved")
+    wait_until(lambda: list(tmp_path.glob("router_last_services_*.json")), 5, "list saved")
     first.program.kill()
     registry.program.kill()
     again = start(flags=flags, healthy="2/2")
@@ -117,7 +115,7 @@ def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
     assert healthy_engines(again) == engine_names(sitters)
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=SLOW)])
 def test_r03_a_running_engine_is_always_found_again(
     start: StartRouter, registry: Registry, sitters: list[Babysitter], rounds: int
 ) -> None:

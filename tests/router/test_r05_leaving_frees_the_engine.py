@@ -11,9 +11,9 @@ from rig.flows import static
 from rig.load_client import Call, chat_call
 from rig.processes import wait_until
 from rig.raw_client import RawClient, request_bytes
-from rig.routers import StartRouter
+from rig.routers import SLOW, StartRouter
 
-COUNTS = [6, pytest.param(20, marks=pytest.mark.slow)]
+COUNTS = [6, pytest.param(20, marks=SLOW)]
 WAITING = chat_call(script={"delay": 10})
 STREAMING = chat_call(stream=True, script={"stream": {"chunks": 10_000, "interval": 0.02}})
 

@@ -8,10 +8,10 @@ from rig.flows import closed_loop, static
 from rig.load_client import chat_call, kinds
 from rig.processes import wait_until
 from rig.raw_client import RawClient, request_bytes
-from rig.routers import StartRouter
+from rig.routers import SLOW, StartRouter
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=SLOW)])
 def test_client_faults_never_take_an_engine_out(
     start: StartRouter, fakes: Farm, engine: FakeEngine, count: int
 ) -> None:

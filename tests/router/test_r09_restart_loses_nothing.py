@@ -11,7 +11,7 @@ from rig.fake_engine import FakeEngine
 from rig.flows import static
 from rig.load_client import LoadClient, Outcome, chat_call, kinds
 from rig.processes import wait_until
-from rig.routers import Router, StartRouter
+from rig.routers import SLOW, Router, StartRouter
 
 
 @dataclass
@@ -92,9 +92,7 @@ async def traffic_while_one_stops(
     return done, outcomes, exited
 
 
-@pytest.mark.parametrize(
-    ("streams", "seconds"), [(6, 2.0), pytest.param(30, 20.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("streams", "seconds"), [(6, 2.0), pytest.param(30, 20.0, marks=SLOW)])
 def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
     start: StartRouter, engine: FakeEngine, streams: int, seconds: float
 ) -> None:

@@ -6,9 +6,9 @@ from rig.engine_script import Json
 from rig.farm import Farm
 from rig.flows import closed_loop, static
 from rig.load_client import chat_call
-from rig.routers import StartRouter
+from rig.routers import SLOW, StartRouter
 
-COUNTS = [30, pytest.param(300, marks=pytest.mark.slow)]
+COUNTS = [30, pytest.param(300, marks=SLOW)]
 
 
 def generations(fakes: Farm, engines: list[object]) -> int:

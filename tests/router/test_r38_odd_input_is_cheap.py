@@ -48,7 +48,7 @@ def test_odd_bodies_are_refused_or_forwarded_unchanged_and_cost_little(
 
 
 def send_odd(router: Router, client: RawClient, body: bytes) -> list[str]:
-    """Send an odd body; what was wrong with answer or cost (seconds of processor, bytes of memory)."""
+    """Send an odd body; what was wrong with its answer or its cost."""
     cpu, memory = router.cpu(), router.memory()
     client.send(request_bytes("POST", "/v1/chat/completions", (), body))
     answer = client.read("POST")
