@@ -27,6 +27,7 @@ from infinilm_router.router.selection import Rules
 from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
 from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.fetch import control_session
 from infinilm_router.utils.time import DeadlineQueue
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,7 @@ class App:
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain. Returns the exit code."""
         stop = _stop_signals()
-        async with aiohttp.ClientSession(
-            trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-        ) as session:
+        async with control_session() as session:
             gateway = self._build(session)
             try:
                 server = await _listen(self._config, gateway)

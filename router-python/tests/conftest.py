@@ -14,6 +14,7 @@ from aiohttp import web
 
 from infinilm_router.config import RouterConfig
 from infinilm_router.router.table import Service
+from infinilm_router.utils.fetch import control_session
 
 Answer = tuple[int, Any]
 Answers = dict[str, Answer | Callable[[], Answer]]
@@ -121,10 +122,8 @@ def until() -> Callable[..., Awaitable[Any]]:
 
 @pytest.fixture
 def session() -> Callable[[], aiohttp.ClientSession]:
-    """A client session as the app makes it."""
-    return lambda: aiohttp.ClientSession(
-        trust_env=False, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-    )
+    """The client session that the app uses."""
+    return control_session
 
 
 @pytest.fixture

@@ -69,5 +69,21 @@ def test_an_answer_that_breaks_off_is_a_failure(session: Any, answer: bytes) -> 
     asyncio.run(scenario())
 
 
+def test_many_servers_that_hang_do_not_keep_an_answer_waiting(
+    session: Any, serving: Any, silent: Any
+) -> None:
+    async def scenario() -> None:
+        async with silent() as hanging, serving({"/x": (200, b"")}) as server, session() as http:
+            waiting = [
+                asyncio.create_task(fetch(http, hanging, 60.0, limit=100)) for _ in range(150)
+            ]
+            assert (await fetch(http, f"{server.url}/x", 10.0, limit=100)).status == 200
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
 def test_numbers_that_json_does_not_have_become_null() -> None:
     assert parse_json(b"[NaN, Infinity, 1e999, 1.5]") == [None, None, None, 1.5]

@@ -99,21 +99,21 @@ class Exchange:
     async def _connect(self, service: Service) -> None:
         try:
             connection = await self._gateway.pool.connect(service.address)
-        except (OSError, TimeoutError) as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that can't be one
             self._connecting = None
             self._connect_failed(service, error)
         else:
             self._connecting = None
             self._send(connection)
 
-    def _connect_failed(self, service: Service, error: OSError) -> None:
+    def _connect_failed(self, service: Service, error: OSError | UnicodeError) -> None:
         self._leave_engine(Outcome.ENGINE_FAULT)
         if isinstance(error, TimeoutError):
             reason = "connection timed out"
         elif isinstance(error, ConnectionRefusedError):
             reason = "connection refused"
         else:
-            reason = f"connection failed ({error.strerror or error})"
+            reason = f"connection failed ({error})"
         failed = RouterError(
             Code.CONNECT_FAILED, f"Service unavailable - {reason}: engine '{service.name}'"
         )

@@ -282,6 +282,8 @@ def parse_request_head(data: bytes) -> RequestHead:
     Raises:
         RouterError: it breaks a rule of docs/HTTP.md section 1 or 2; always with `close`.
     """
+    if not line_ends_are_clean(data):
+        raise refused("lines must end with CRLF, and NUL bytes are not allowed")
     line = _PLAIN_REQUEST_LINE.match(data)
     method, target, minor = line.groups() if line else _odd_request_line(data)
     head = RequestHead()
@@ -373,8 +375,8 @@ def parse_response_head(data: bytes) -> ResponseHead:
         Broken: it breaks a rule of docs/HTTP.md section 5.
     """
     line = _STATUS_LINE.match(data)
-    if line is None:
-        raise Broken("malformed status line")
+    if line is None or not line_ends_are_clean(data):
+        raise Broken("malformed status line, or lines that do not end with CRLF")
     minor, status, reason = line.groups(b"")
     head = ResponseHead()
     if minor == b"0":

@@ -8,7 +8,7 @@ facts found until then hold, and the engine gives its verdict on the body.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
 from urllib.parse import unquote_plus
@@ -22,9 +22,9 @@ PROMPT_HEAD: Final = 1024  # bytes of the prompt that a request without a sessio
 SMALL_BODY: Final = 8 * 1024  # bytes; up to here one regular expression is faster than searching
 
 # The members that routing looks at (routing.md calls the text of the prompt T).
-_PROMPT_KEYS: Final = ("messages", "prompt", "input")
-_KEY_KEYS: Final = ("prompt_cache_key", "user")
-_WANTED: Final = ("model", "stream", *_KEY_KEYS, *_PROMPT_KEYS)
+WANTED: Final = ("model", "stream", "prompt_cache_key", "user", "messages", "prompt", "input")
+Span = tuple[int, int]  # start and end in the body
+ABSENT: Final[Span] = (-1, -1)
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SHORT_STRING = rb'"[^"\\]{0,64}+(?:\\.[^"\\]{0,64}+){0,8}+"'
@@ -49,7 +49,7 @@ _SMALL_BODY = re.compile(
     rb"[ \t\r\n]*+\{(?:[ \t\r\n]*+(?:"
     + b"|".join(
         rb'"%b"[ \t\r\n]*+:[ \t\r\n]*+(?P<%b>%b)' % (key.encode(), key.encode(), _VALUE)
-        for key in _WANTED
+        for key in WANTED
     )
     + rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % _VALUE,
     re.DOTALL,
@@ -95,20 +95,19 @@ def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
 
 
 def _read_json(request: Request, body: bytes) -> None:
-    found = scan(body)
-    if (model := found.get("model")) is not None:
-        request.model = _model_name(body[slice(*model)])
-    if (stream := found.get("stream")) is not None:
-        request.stream = body[slice(*stream)] == b"true"
-    for key in _PROMPT_KEYS:
-        if (span := found.get(key)) is not None:
-            request.prompt = body[span[0] : min(span[1], span[0] + PROMPT_HEAD)]
-            request.prompt_bytes = span[1] - span[0]
+    model, stream, cache_key, user, *prompts = scan(body)
+    if model[0] >= 0:
+        request.model = _model_name(body[model[0] : model[1]])
+    if stream[0] >= 0:
+        request.stream = body[stream[0] : stream[1]] == b"true"
+    for start, end in prompts:
+        if start >= 0:
+            request.prompt = body[start : min(end, start + PROMPT_HEAD)]
+            request.prompt_bytes = end - start
             break
-    for key in _KEY_KEYS:
-        span = found.get(key)
-        if span is not None and span[1] - span[0] > 2 and body[span[0]] == 34:
-            request.key = body[span[0] + 1 : span[1] - 1]
+    for start, end in (cache_key, user):
+        if end - start > 2 and body[start] == 34:
+            request.key = body[start + 1 : end - 1]
             break
 
 
@@ -133,21 +132,20 @@ def _read_multipart(request: Request, body: bytes) -> None:
         request.model = match[1].decode("utf-8", "replace")
 
 
-def scan(body: bytes) -> Mapping[str, tuple[int, int]]:
-    """Where the values of the wanted members stand in a JSON object: key -> (start, end).
-
-    Empty when the body is no object.
+def scan(body: bytes) -> Sequence[Span]:
+    """Where the values of the WANTED members of a JSON object stand, in that order.
 
     Raises:
         RouterError: `invalid_request` when there are more than MAX_MEMBERS members.
     """
     if len(body) <= SMALL_BODY and (small := _SMALL_BODY.match(body)):
-        return {_WANTED[i - 1]: span for i, span in enumerate(small.regs) if i and span[1] >= 0}
-    return _scan_members(body)
+        return small.regs[1:]
+    found = _scan_members(body)
+    return [found.get(key, ABSENT) for key in WANTED]
 
 
-def _scan_members(body: bytes) -> Mapping[str, tuple[int, int]]:
-    found: dict[str, tuple[int, int]] = {}
+def _scan_members(body: bytes) -> Mapping[str, Span]:
+    found: dict[str, Span] = {}
     opening = _OPEN.match(body)
     if opening is None:
         return found
@@ -158,7 +156,7 @@ def _scan_members(body: bytes) -> Mapping[str, tuple[int, int]]:
             return found
         raw, span, at = member
         key = raw[1:-1].decode("utf-8", "replace") if b"\\" not in raw else _unescaped(raw)
-        if key in _WANTED:
+        if key in WANTED:
             found[key] = span
         if at < 0:
             return found
@@ -167,7 +165,7 @@ def _scan_members(body: bytes) -> Mapping[str, tuple[int, int]]:
     )
 
 
-def _member(body: bytes, at: int) -> tuple[bytes, tuple[int, int], int] | None:
+def _member(body: bytes, at: int) -> tuple[bytes, Span, int] | None:
     """The member at `at`: its quoted key, the span of its value, where the next one starts (-1)."""
     key = _KEY.match(body, at)
     if key is None:

@@ -172,10 +172,7 @@ class ClientConnection(asyncio.Protocol):
         if end < 0:
             self._keep_partial_head(data)
             return b""
-        head_bytes = data[: end + 4]
-        if not line_ends_are_clean(head_bytes):
-            raise refused("lines must end with CRLF, and NUL bytes are not allowed")
-        head, length = self._heads.read(head_bytes)
+        head, length = self._heads.read(data[: end + 4])
         reader = request_body(head, length, self.gateway.config.max_body_bytes)
         data = data[end + 4 :]
         if reader.done:

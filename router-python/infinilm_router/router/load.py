@@ -77,8 +77,8 @@ class InFlight:
         """
         elapsed = now - self._started
         load = self._load
-        if outcome is Outcome.OK and self._book is not None:
-            self._book.judge(self._service, load, outcome, now, probation=self._probation)
+        if self._probation and outcome is Outcome.OK and self._book is not None:
+            self._book.judge(self._service, load, outcome, now, probation=True)
             self._end_probation()
         if load.response_time:
             load.response_time += LATENCY_DECAY * (elapsed - load.response_time)

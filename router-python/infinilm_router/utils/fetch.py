@@ -32,6 +32,19 @@ class Fetched:
     body: bytes
 
 
+def control_session() -> aiohttp.ClientSession:
+    """The one session of all control loops; made on the event loop, closed by its owner.
+
+    Without a limit on connections: probes of engines that hang must not keep the others waiting.
+    """
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        trust_env=False,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
 async def fetch(
     session: aiohttp.ClientSession,
     url: str,
