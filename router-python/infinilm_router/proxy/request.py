@@ -19,6 +19,8 @@ from infinilm_router.utils.errors import Code, RouterError
 
 MAX_MEMBERS: Final = 4096  # members of the outermost object; more can only be an attack
 PROMPT_HEAD: Final = 1024  # bytes of the prompt that a request without a session key is known by
+MAX_FORM_TRIES: Final = 16  # places in a form that look like the field
+MAX_FORM_MODEL: Final = 1024  # bytes of its value
 SMALL_BODY: Final = 8 * 1024  # bytes; up to here one regular expression is faster than searching
 
 # The members that routing looks at (routing.md calls the text of the prompt T).
@@ -27,15 +29,15 @@ Span = tuple[int, int]  # start and end in the body
 ABSENT: Final[Span] = (-1, -1)
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_SHORT_STRING = rb'"[^"\\]{0,64}+(?:\\.[^"\\]{0,64}+){0,8}+"'
 _FLAT = rb'[^"\[\]{}]++|' + _STRING
+_SHORT = rb'[^"\[\]{}]++|"[^"\\]{0,64}+(?:\\.[^"\\]{0,64}+){0,8}+"'
 
 
-def _nested(depth: int) -> bytes:
+def _nested(depth: int, flat: bytes = _FLAT) -> bytes:
     """A pattern for a container that nests up to `depth` levels, of either kind of bracket."""
-    inner = _FLAT
+    inner = flat
     for _ in range(depth):
-        inner = rb"%b|[\[{](?:%b)*+[\]}]" % (_FLAT, inner)
+        inner = rb"%b|[\[{](?:%b)*+[\]}]" % (flat, inner)
     return rb"[\[{](?:%b)*+[\]}]" % inner
 
 
@@ -54,20 +56,16 @@ _SMALL_BODY = re.compile(
     + rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % _VALUE,
     re.DOTALL,
 )
-_SHORT_VALUES = re.compile(
-    rb'(?:[^"\[\]{}]++|%b|[\[{](?:[^"\[\]{}]++|%b|[\[{](?:[^"\[\]{}]++|%b)*+[\]}])*+[\]}])*+'
-    % (_SHORT_STRING, _SHORT_STRING, _SHORT_STRING),
-    re.DOTALL,
-)
+# For bodies of any size: values that are over soon, openers that follow each other (with keys), and
+# runs of text that open only or close only.
+_SHORT_VALUES = re.compile(rb"(?:%b|%b)*+" % (_SHORT, _nested(4, _SHORT)), re.DOTALL)
+_OPENERS = re.compile(rb'(?:[\[{][ \t\r\n]*+(?:"[^"\\\[\]{}]{0,64}+"[ \t\r\n]*+:[ \t\r\n]*+)?+)++')
+_RUNS = re.compile(rb"[^\]}]++|[^\[{]++")
+_CLOSING = re.compile(rb"[\]}]")
 _COMMA = re.compile(rb"[ \t\r\n]*+,")
 _OPEN = re.compile(rb"[ \t\r\n]*+\{")
-_BRACKET = re.compile(rb"[\[\]{}]")
 
-_MULTIPART_MODEL = re.compile(
-    rb'\r\ncontent-disposition:[^\r\n]*;[ ]*name="?model"?[^\r\n]*\r\n'
-    rb"(?:[^\r\n]+\r\n)*+\r\n([^\r\n]{1,512})\r\n--",
-    re.IGNORECASE,
-)
+_BOUNDARY = re.compile(rb'boundary="?([^";\s]{1,70})', re.IGNORECASE)
 _QUERY_MODEL = re.compile(rb"(?:^|&)model=([^&]*)")
 
 
@@ -81,7 +79,7 @@ def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
     request = Request(client)
     if body:
         if head.content_type[:19].lower() == b"multipart/form-data":
-            _read_multipart(request, body)
+            _read_multipart(request, head.content_type, body)
         else:
             _read_json(request, body)
     if request.model is None and head.query and (match := _QUERY_MODEL.search(head.query)):
@@ -127,9 +125,24 @@ def _model_name(raw: bytes) -> str | None:
     return str(name) or None
 
 
-def _read_multipart(request: Request, body: bytes) -> None:
-    if match := _MULTIPART_MODEL.search(body):
-        request.model = match[1].decode("utf-8", "replace")
+def _read_multipart(request: Request, content_type: bytes, body: bytes) -> None:
+    """The form field `model` (RFC 7578); files, which may be large, are only searched."""
+    boundary = _BOUNDARY.search(content_type)
+    if boundary is None:
+        return
+    delimiter = b"--" + boundary[1]
+    at = -1
+    for _ in range(MAX_FORM_TRIES):
+        at = body.find(b'name="model"', at + 1)
+        if at < 0:
+            return
+        part = body.rfind(delimiter, 0, at)
+        start = body.find(b"\r\n\r\n", at) + 4
+        end = body.find(b"\r\n" + delimiter, start, start + MAX_FORM_MODEL)
+        in_fields = part >= 0 and b"\r\n\r\n" not in body[part:at]
+        if in_fields and body[at - 1] in b" ;" and start >= 4 and end >= 0:
+            request.model = body[start:end].decode("utf-8", "replace") or None
+            return
 
 
 def scan(body: bytes) -> Sequence[Span]:
@@ -212,23 +225,22 @@ def _string_end(body: bytes, at: int) -> int:
 def _container_end(body: bytes, at: int) -> int:
     """Behind the bracket that closes the one at `at`, by counting brackets outside strings.
 
-    Short values are skipped in one go, long strings by searching their end, and runs of brackets
-    by counting: no shape of a body makes this slow.
+    Short values are skipped in one go, runs of brackets are counted, and the end of a long string
+    is searched: no shape of a body makes this slow.
     """
     depth = 1
     at += 1
     while True:
-        if skipped := _SHORT_VALUES.match(body, at):
-            at = skipped.end()
+        if values := _SHORT_VALUES.match(body, at):
+            at = values.end()
+        if openers := _OPENERS.match(body, at):
+            depth += body.count(b"{", at, openers.end()) + body.count(b"[", at, openers.end())
+            at = openers.end()
         quote = body.find(b'"', at)
         segment = body[at:quote] if quote >= 0 else body[at:]
-        closing = segment.count(b"}") + segment.count(b"]")
-        opening = segment.count(b"{") + segment.count(b"[")
-        if closing >= depth:
-            end = _closing_bracket(segment, depth, nested=opening > 0)
-            if end > 0:
-                return at + end
-        depth += opening - closing
+        depth, end = _close(segment, depth)
+        if depth == 0:
+            return at + end
         if quote < 0:
             return -1
         at = _string_end(body, quote)
@@ -236,13 +248,12 @@ def _container_end(body: bytes, at: int) -> int:
             return -1
 
 
-def _closing_bracket(segment: bytes, depth: int, *, nested: bool) -> int:
-    """Behind the bracket that brings `depth` to zero in text without strings; -1 without one."""
-    if not nested:
-        last = next(islice(_BRACKET.finditer(segment), depth - 1, None))
-        return last.end()
-    for bracket in _BRACKET.finditer(segment):
-        depth += 1 if bracket[0] in b"{[" else -1
-        if depth == 0:
-            return bracket.end()
-    return -1
+def _close(text: bytes, depth: int) -> tuple[int, int]:
+    """The depth behind text without strings; when it reaches 0, (0, behind the last bracket)."""
+    for run in _RUNS.finditer(text):
+        closing = run[0].count(b"}") + run[0].count(b"]")
+        if closing >= depth:
+            last = next(islice(_CLOSING.finditer(run[0]), depth - 1, None))
+            return 0, run.start() + last.end()
+        depth += run[0].count(b"{") + run[0].count(b"[") - closing
+    return depth, -1

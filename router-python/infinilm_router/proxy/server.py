@@ -3,6 +3,7 @@
 import asyncio
 import ipaddress
 import logging
+import re
 from typing import TYPE_CHECKING, Final, cast
 
 from infinilm_router.handlers.context import LocalAnswer
@@ -30,6 +31,7 @@ MAX_BACKLOG: Final = 64 * 1024  # bytes of further requests kept while one is se
 MIN_BODY_RATE: Final = 1024  # bytes/s
 LINGER: Final = 2.0  # seconds in which a refused client's bytes are read and dropped
 
+_EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REASONS: Final = {
     200: b"OK",
@@ -166,8 +168,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes:
         """Take one head; returns what follows it."""
-        while data[:2] == b"\r\n":
-            data = data[2:]
+        if data[:2] == b"\r\n" and (empty := _EMPTY_LINES.match(data)):
+            data = data[empty.end() :]
+            self._start_head_timer()
         end = data.find(b"\r\n\r\n", 0, MAX_REQUEST_HEAD)
         if end < 0:
             self._keep_partial_head(data)
@@ -191,7 +194,11 @@ class ClientConnection(asyncio.Protocol):
         if not line_ends_are_clean(data):
             raise refused("lines must end with CRLF, and NUL bytes are not allowed")
         self._buffer = data
-        if self._state == _IDLE and data:
+        if data:
+            self._start_head_timer()
+
+    def _start_head_timer(self) -> None:
+        if self._state == _IDLE:
             self._state = _HEAD
             self.gateway.queue.set(self._deadline, self.gateway.config.head_timeout)
 
