@@ -7,6 +7,7 @@
 pub mod app;
 pub mod config;
 pub mod config_load;
+pub mod flags;
 pub mod handlers;
 pub mod models;
 pub mod proxy;

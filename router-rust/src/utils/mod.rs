@@ -5,6 +5,8 @@ pub mod checks;
 pub mod errors;
 pub mod fetch;
 pub mod headers;
+pub mod json;
 pub mod logging;
+pub mod network;
 pub mod tasks;
 pub mod time;
