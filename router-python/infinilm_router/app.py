@@ -5,13 +5,16 @@ import contextlib
 import logging
 import signal
 import socket
+import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
 
 from infinilm_router.config import RouterConfig
+from infinilm_router.config_load import ConfigError
 from infinilm_router.handlers import find_handler
 from infinilm_router.handlers.context import Context
 from infinilm_router.models.catalog import ModelCatalog
@@ -23,7 +26,6 @@ from infinilm_router.registry.client import RegistryClient
 from infinilm_router.registry.sync import RegistrySync
 from infinilm_router.router.health import HealthProber
 from infinilm_router.router.load import LoadBook
-from infinilm_router.router.selection import Rules
 from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
 from infinilm_router.utils.errors import Code, RouterError
@@ -33,39 +35,47 @@ from infinilm_router.utils.time import DeadlineQueue
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
+FIRST_MODELS_TIME: Final = 1.0  # seconds
+NEEDS_RESTART: Final = ("host", "router_port", "registry_urls", "state_dir")
 QUIET_CHECK: Final = 0.05  # seconds
 ERROR_EVENT_TIME: Final = 1.0  # seconds for the last error events to reach their clients
 
 
 class App:
-    """Owns every part and every task; `run` returns when all of them have ended."""
+    """Owns every part and every task; `run` returns when all of them have ended.
 
-    def __init__(self, config: RouterConfig) -> None:
+    `reload` reads the configuration again (SIGHUP) and raises ConfigError when it can't be used.
+    """
+
+    def __init__(self, config: RouterConfig, reload: Callable[[], RouterConfig]) -> None:
         self._config = config
+        self._reload = reload
         self._loops: list[asyncio.Task[None]] = []
+        self._configured: list[Callable[[RouterConfig], None]] = []
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain. Returns the exit code."""
         stop = _stop_signals()
         async with control_session() as session:
-            gateway = self._build(session)
+            gateway, learner = self._build(session)
             try:
-                server = await _listen(self._config, gateway)
+                await _first_models(learner)
+                server = await _listen(gateway)
+                gateway.loop.add_signal_handler(signal.SIGHUP, self._configure)
+                await stop.get()
+                gateway.loop.remove_signal_handler(signal.SIGHUP)
+                await _drain(gateway, server, stop)
             except OSError as error:
                 address = f"{self._config.host}:{self._config.router_port}"
                 log.error("can't listen address=%s reason=%s", address, error.strerror)  # noqa: TRY400
-                await self._stop_loops()
                 return 1
-            try:
-                await stop.get()
-                await _drain(gateway, server, stop)
             finally:
                 await self._stop_loops()
                 gateway.close()
         log.info("stopped")
         return 0
 
-    def _build(self, session: aiohttp.ClientSession) -> Gateway:
+    def _build(self, session: aiohttp.ClientSession) -> tuple[Gateway, ModelLearner]:
         config = self._config
         loop = asyncio.get_running_loop()
         queue = DeadlineQueue(loop)
@@ -73,9 +83,17 @@ class App:
         store = TableStore(on_services=book.forget_missing)
         store.set_services(config.static_services, known=not config.registry_urls)
         pool = UpstreamPool(queue, config.pool_idle_timeout, config.proxy_connect_timeout)
-        catalog = ModelCatalog(store)
         learner = ModelLearner(config, session, store)
         prober = HealthProber(config, session, store, _on_health_change(pool))
+        context = Context(
+            config=config,
+            store=store,
+            load=book,
+            catalog=ModelCatalog(store),
+            prober=prober,
+            draining=lambda: gateway.draining,
+            started_at=time.time(),
+        )
         gateway = Gateway(
             config=config,
             loop=loop,
@@ -83,28 +101,39 @@ class App:
             store=store,
             book=book,
             pool=pool,
-            rules=Rules(config.policy, config.cache_type_routing_threshold),
             access_log=AccessLog(loop, config.access_log),
-            engine_api_key=config.engine_api_key.encode() if config.engine_api_key else None,
-            find_handler=find_handler(
-                Context(
-                    config=config,
-                    store=store,
-                    load=book,
-                    catalog=catalog,
-                    prober=prober,
-                    draining=lambda: gateway.draining,
-                    started_at=time.time(),
-                )
-            ),
+            find_handler=find_handler(context),
         )
+        self._configured += [gateway.configure, prober.configure, learner.configure]
         self._start(prober.run(), "health")
         self._start(learner.run(), "models")
         if config.registry_urls:
             client = RegistryClient(session, config.registry_urls)
             sync = RegistrySync(config, client, store, learner=learner)
+            self._configured.append(sync.configure)
             self._start(sync.run(), "registry")
-        return gateway
+        else:
+            self._configured.append(
+                lambda new: store.set_services(learner.fill(s) for s in new.static_services)
+            )
+        return gateway, learner
+
+    def _configure(self) -> None:
+        """Apply the configuration as it stands now; a bad one changes nothing."""
+        try:
+            new = self._reload()
+        except ConfigError as error:
+            log.error("configuration not reloaded, going on with the last one:\n%s", error)  # noqa: TRY400
+            return
+        for name in NEEDS_RESTART:
+            if getattr(new, name) != getattr(self._config, name):
+                log.warning("setting needs a restart name=%s", name)
+                new = replace(new, **{name: getattr(self._config, name)})
+        self._config = new
+        logging.getLogger().setLevel(new.log_level.upper())
+        for configure in self._configured:
+            configure(new)
+        log.info("configuration reloaded")
 
     def _start(self, loop: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.get_running_loop().create_task(loop, name=name)
@@ -123,12 +152,18 @@ def _report_death(task: asyncio.Task[None]) -> None:
         log.error("loop died name=%s", task.get_name(), exc_info=error)
 
 
-def _on_health_change(pool: UpstreamPool) -> Any:
+def _on_health_change(pool: UpstreamPool) -> Callable[[Service, bool], None]:
     def changed(service: Service, up: bool) -> None:
         if not up:
             pool.drop(service.address)
 
     return changed
+
+
+async def _first_models(learner: ModelLearner) -> None:
+    """Engines that name no models are asked before the first client comes, if they answer soon."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(learner.settled.wait(), FIRST_MODELS_TIME)
 
 
 def _stop_signals() -> asyncio.Queue[int]:
@@ -140,7 +175,8 @@ def _stop_signals() -> asyncio.Queue[int]:
     return signals
 
 
-async def _listen(config: RouterConfig, gateway: Gateway) -> asyncio.Server:
+async def _listen(gateway: Gateway) -> asyncio.Server:
+    config = gateway.config
     server = await gateway.loop.create_server(
         lambda: ClientConnection(gateway),
         config.host,
@@ -150,7 +186,9 @@ async def _listen(config: RouterConfig, gateway: Gateway) -> asyncio.Server:
     )
     host, port = server.sockets[0].getsockname()[:2]
     shown = f"[{host}]" if server.sockets[0].family == socket.AF_INET6 else host
-    log.info("listening on http://%s:%d policy=%s", shown, port, config.policy)
+    # Not by the log: scripts wait for this line, whatever the log level.
+    sys.stdout.write(f"listening on http://{shown}:{port} policy={config.policy}\n")
+    sys.stdout.flush()
     return server
 
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvloop
 
@@ -17,8 +17,9 @@ EX_USAGE = 64
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the router until it is told to stop; 64 when its configuration can't be used."""
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        command = load_config(sys.argv[1:] if argv is None else argv, os.environ)
+        command = load_config(arguments, os.environ)
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return EX_USAGE
@@ -30,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=command.config.log_level.upper(),
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    return serve(command.config)
+    return serve(command.config, lambda: load_config(arguments, os.environ).config)
 
 
-def serve(config: RouterConfig) -> int:
-    """Serve with this configuration; returns the exit code."""
+def serve(config: RouterConfig, reload: Callable[[], RouterConfig]) -> int:
+    """Serve with this configuration, `reload`ed on SIGHUP; returns the exit code."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(App(config).run())
+        return runner.run(App(config, reload).run())

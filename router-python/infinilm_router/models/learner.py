@@ -38,13 +38,17 @@ class ModelLearner:
         self, config: RouterConfig, session: aiohttp.ClientSession, store: TableStore
     ) -> None:
         self.settled = asyncio.Event()
-        self._timeout = config.health_timeout
-        self._headers = _authorization(config.engine_api_key)
         self._session = session
         self._store = store
         self._learned: dict[Key, Models] = {}
         self._unsettled: set[Key] = set()
         self._tasks: TaskSet[Key] = TaskSet()
+        self.configure(config)
+
+    def configure(self, config: RouterConfig) -> None:
+        """Ask by these settings from now on."""
+        self._timeout = config.health_timeout
+        self._headers = _authorization(config.engine_api_key)
 
     def fill(self, declared: Service) -> Service:
         """A service as it was declared -> with the models learned from it, if it names none."""

@@ -57,14 +57,27 @@ class Gateway:
     store: TableStore
     book: LoadBook
     pool: UpstreamPool
-    rules: Rules
     access_log: AccessLog
     find_handler: Callable[[bytes], Handler | None]
+    rules: Rules = field(init=False)
     engine_api_key: bytes | None = None
     draining: bool = False
     clients: set["ClientConnection"] = field(default_factory=set)
     new_request_id: Callable[[], bytes] = field(default_factory=request_id_maker)
     via: bytes = field(default_factory=lambda: b"infinilm-" + secrets.token_hex(4).encode())
+
+    def __post_init__(self) -> None:
+        self.configure(self.config)
+
+    def configure(self, config: RouterConfig) -> None:
+        """Serve by these settings from now on; requests under way keep their deadlines."""
+        self.config = config
+        self.rules = Rules(config.policy, config.cache_type_routing_threshold)
+        self.engine_api_key = config.engine_api_key.encode() if config.engine_api_key else None
+        self.book.max_fails = config.max_errors
+        self.pool.idle_timeout = config.pool_idle_timeout
+        self.pool.connect_timeout = config.proxy_connect_timeout
+        self.access_log.level = config.access_log
 
     def admit(self, client: "ClientConnection") -> bool:
         """Register a new client; False when there are too many."""

@@ -81,8 +81,8 @@ class UpstreamPool:
 
     def __init__(self, queue: DeadlineQueue, idle_timeout: float, connect_timeout: float) -> None:
         self._queue = queue
-        self._idle_timeout = idle_timeout
-        self._connect_timeout = connect_timeout
+        self.idle_timeout = idle_timeout
+        self.connect_timeout = connect_timeout
         self._idle: dict[Address, list[UpstreamConnection]] = {}
         self._closed = False
 
@@ -103,7 +103,7 @@ class UpstreamPool:
         if self._closed or len(idle) >= MAX_IDLE_PER_ENGINE or connection.transport.is_closing():
             connection.close()
             return
-        connection.keep(self._queue, self._idle_timeout)
+        connection.keep(self._queue, self.idle_timeout)
         idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -121,7 +121,7 @@ class UpstreamPool:
             TimeoutError: no answer within the connect timeout.
         """
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._connect_timeout):
+        async with asyncio.timeout(self.connect_timeout):
             _, connection = await loop.create_connection(
                 lambda: UpstreamConnection(self, address), *address
             )

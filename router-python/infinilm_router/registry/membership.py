@@ -30,8 +30,8 @@ class _Missing:
 class Membership:
     """The services that a registry has named and that are not removed yet."""
 
-    def __init__(self, grace: float) -> None:
-        self._grace = grace
+    def __init__(self, grace: float = 0.0) -> None:
+        self.grace = grace
         self._services: dict[str, Service] = {}
         self._missing: dict[str, _Missing] = {}
 
@@ -86,7 +86,7 @@ class Membership:
         quota = max(1, int(MAX_GUARDED_SHARE * len(self._services)))
         removed = []
         for name, missing in list(self._missing.items()):
-            if now - missing.since < self._grace or self._stays(name, missing, down):
+            if now - missing.since < self.grace or self._stays(name, missing, down):
                 continue
             if missing.guarded:
                 quota -= 1

@@ -37,19 +37,28 @@ class RegistrySync:
         learner: ModelLearner,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._statics = {service.name: service for service in config.static_services}
-        self._interval = config.registry_sync_interval
         self._client = client
         self._store = store
         self._learner = learner
         self._clock = clock
-        self._membership = Membership(config.service_removal_grace_period)
+        self._membership = Membership()
         folder = config.state_dir
         self._saved = SavedList(folder, config.router_port) if folder is not None else None
         self._known = False
         self._reachable: bool | None = None  # None: not asked yet
         self._revision: int | None = None
         self._polled_at = 0.0
+        self._read(config)
+
+    def _read(self, config: RouterConfig) -> None:
+        self._statics = {service.name: service for service in config.static_services}
+        self._interval = config.registry_sync_interval
+        self._membership.grace = config.service_removal_grace_period
+
+    def configure(self, config: RouterConfig) -> None:
+        """Follow the registry by these settings, and with these static services, from now on."""
+        self._read(config)
+        self._publish()
 
     async def run(self) -> None:
         """Follow the registry until cancelled."""

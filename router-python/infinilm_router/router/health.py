@@ -70,12 +70,16 @@ class HealthProber:
         store: TableStore,
         on_change: Callable[[Service, bool], None],
     ) -> None:
-        self._config = config
         self._session = session
         self._store = store
         self._on_change = on_change
         self._last_checks: dict[str, float] = {}
         self._tasks: TaskSet[Key] = TaskSet()
+        self.configure(config)
+
+    def configure(self, config: RouterConfig) -> None:
+        """Probe by these settings from now on."""
+        self._config = config
         key = config.engine_api_key
         # For the engine itself only: a health_url may lead anywhere.
         self._key = {"Authorization": f"Bearer {key}"} if key else {}
@@ -108,14 +112,15 @@ class HealthProber:
 
     async def _watch(self, engine: Service) -> None:
         """Probe one engine for ever."""
-        config = self._config
-        verdict = RiseFall(config.health_fall, config.health_rise)
+        verdict = RiseFall(self._config.health_fall, self._config.health_rise)
         self._store.set_down(engine.name, down=False)  # said of the engine that had the name before
         while True:
             fault = await self._probe(engine)
             self._last_checks[engine.name] = time.time()
             if verdict.count(good=fault is None):
                 self._change(engine, fault)
+            config = self._config
+            verdict.fall, verdict.rise = config.health_fall, config.health_rise
             interval = config.health_interval
             if verdict.changing or not verdict.up:
                 interval = min(interval, FAST_INTERVAL)

@@ -140,7 +140,7 @@ class LoadBook:
         self.in_flight = 0
         self.any_ejected = False  # whether `is_ejected` can be true for anyone
         self.retries = RetryBudget()
-        self._max_fails = max_fails
+        self.max_fails = max_fails
         self._jitter = jitter
         self._loads: dict[str, EngineLoad] = {}
         self._turns: dict[str | None, dict[str, float]] = {}
@@ -197,7 +197,7 @@ class LoadBook:
                 self.any_ejected = any(other.ejected_until for other in self._loads.values())
             return
         load.consecutive_failures += 1
-        limit = self._max_fails if service.max_fails is None else service.max_fails
+        limit = self.max_fails if service.max_fails is None else service.max_fails
         if limit and (load.consecutive_failures >= limit or probation):
             self._eject(service, load, now)
 

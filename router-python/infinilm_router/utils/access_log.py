@@ -25,7 +25,7 @@ class AccessLog:
         self, loop: asyncio.AbstractEventLoop, level: Level, stream: TextIO = sys.stdout
     ) -> None:
         self._loop = loop
-        self._level = level
+        self.level = level
         self._stream = stream
         self._lines: list[str] = []
         self._second = 0
@@ -34,7 +34,7 @@ class AccessLog:
 
     def exchange(self, exchange: "Exchange", code: str | None, peer: bytes, now: float) -> None:
         """The end of a proxied request; `code` names the error, None = it went well."""
-        if self._level == "off" or (code is None and self._level == "errors"):
+        if self.level == "off" or (code is None and self.level == "errors"):
             return
         first = exchange.first_byte_at
         started = exchange.started
@@ -53,7 +53,7 @@ class AccessLog:
 
     def refused(self, error: RouterError, peer: bytes) -> None:
         """A request that was refused before it was whole."""
-        if self._level != "off":
+        if self.level != "off":
             self._write(
                 f"refused client={peer.decode()} status={error.http_status}"
                 f" error={error.code.text} phase=request reason={json.dumps(error.message)}\n"
