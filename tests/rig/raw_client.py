@@ -50,7 +50,11 @@ class RawClient:
         if receive_buffer:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._sock.settimeout(timeout)
-        self._sock.connect((parts.hostname, parts.port or 80))
+        try:
+            self._sock.connect((parts.hostname, parts.port or 80))
+        except OSError:
+            self._sock.close()
+            raise
         self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray()
 
