@@ -56,6 +56,7 @@ def test_a_plain_head_is_taken_apart() -> None:
         (b"GET /a/.. HTTP/1.1", 400),
         (b"GET /a/./b HTTP/1.1", 400),
         (b"GET /a/%2e%2E/b HTTP/1.1", 400),
+        (b"GET /a%2F..%2fb HTTP/1.1", 400),
         (b"GET /a%00b HTTP/1.1", 400),
         (b"GET /" + b"a" * 8192 + b" HTTP/1.1", 414),
         (b"GET http://other/ HTTP/1.1", 400),

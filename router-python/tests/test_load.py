@@ -132,7 +132,6 @@ def test_counters_of_engines_that_are_gone_are_dropped_once_idle() -> None:
 def test_retries_are_a_fifth_of_the_requests_or_three_a_second() -> None:
     budget = RetryBudget()
     assert sum(budget.take(0.0) for _ in range(100)) == 30
-    for _ in range(1000):
-        budget.request()
+    budget.requests += 1000
     assert sum(budget.take(1.0) for _ in range(1000)) == 170
     assert sum(budget.take(40.0) for _ in range(100)) == 30

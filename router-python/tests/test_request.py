@@ -134,6 +134,20 @@ def test_the_model_of_a_form_is_its_field() -> None:
     assert asked(body, content_type=b"multipart/form-data; boundary=X").model == "whisper-1"
 
 
+@pytest.mark.parametrize("name", [b'name="model"', b"name=model", b'name="model"; x="y"'])
+def test_the_ways_to_write_a_form_are_understood(name: bytes) -> None:
+    body = b"--a b\r\nContent-Disposition: form-data; " + name + b"\r\n\r\nm1\r\n--a b--\r\n"
+    assert asked(body, content_type=b'multipart/form-data; boundary="a b"').model == "m1"
+
+
+def test_a_file_that_is_called_model_is_not_the_model() -> None:
+    body = (
+        b'--X\r\nContent-Disposition: form-data; name="f"; filename="model"\r\n\r\nno\r\n'
+        b'--X\r\nContent-Disposition: form-data; name="f"\r\n\r\n name="model"\r\n\r\nno\r\n--X--'
+    )
+    assert asked(body, content_type=b"multipart/form-data; boundary=X").model is None
+
+
 def test_the_query_names_the_model_when_the_body_does_not() -> None:
     assert asked(b"", query=b"a=1&model=local%2Fm+x").model == "local/m x"
     assert asked(b'{"model":"body"}', query=b"model=query").model == "body"

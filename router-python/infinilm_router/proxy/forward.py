@@ -70,7 +70,7 @@ class Exchange:
     def start(self, request: Request) -> None:
         """Send the request on its way."""
         self.request = request
-        self._gateway.book.retries.request()
+        self._gateway.book.retries.requests += 1
         self._attempt(None)
 
     def _attempt(self, last_error: RouterError | None) -> None:
@@ -394,7 +394,7 @@ class Exchange:
             b"x-infinilm-attempts: %d\r\nx-infinilm-policy: %b\r\n"
         ) % (
             self.request_id,
-            choice.service.name.encode("latin-1", "replace"),
+            choice.service.name_field,
             self.attempts,
             choice.why.encode(),
         )

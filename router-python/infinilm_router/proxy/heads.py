@@ -34,7 +34,7 @@ _REQUEST_LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+) ([^ ]+) HTTP/(\d)\.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([2-5]\d\d|1\d\d)(?: ([^\r\n\x00]*))?\r\n")
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x5b\x5d-\x7e]*")
 _ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]+)(.*)", re.DOTALL)
-_DOT_SEGMENT = re.compile(rb"/(?:\.|%2e){1,2}(?:/|$)|%00", re.IGNORECASE)
+_DOT_SEGMENT = re.compile(rb"(?:/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)|%00", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
 _LENGTH = re.compile(rb"\d{1,18}")
 # Engines behind CGI-like servers read these as the fields that delimit a message.
@@ -106,7 +106,9 @@ class RequestHead(_Fields):
     via: Sequence[bytes] = ()
     forwarded: Sequence[tuple[bytes, bytes]] = ()
     session: Mapping[bytes, bytes] = MappingProxyType({})
-    hop: bytes | None = None  # the gateway's own fields, once they were made
+    # Made once for a head that comes again and again on a connection (see HeadMemo).
+    hop: bytes | None = None  # the gateway's own fields
+    forwardable = False  # it was found that it may go to an engine
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by llhttp for each field."""

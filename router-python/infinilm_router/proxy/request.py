@@ -65,7 +65,8 @@ _CLOSING = re.compile(rb"[\]}]")
 _COMMA = re.compile(rb"[ \t\r\n]*+,")
 _OPEN = re.compile(rb"[ \t\r\n]*+\{")
 
-_BOUNDARY = re.compile(rb'boundary="?([^";\s]{1,70})', re.IGNORECASE)
+_BOUNDARY = re.compile(rb'boundary=(?:"([^"]{1,70})"|([^";\s]{1,70}))', re.IGNORECASE)
+_MODEL_FIELD = re.compile(rb'name=(?:"model"|model(?=[;\r ]))')
 _QUERY_MODEL = re.compile(rb"(?:^|&)model=([^&]*)")
 
 
@@ -130,12 +131,9 @@ def _read_multipart(request: Request, content_type: bytes, body: bytes) -> None:
     boundary = _BOUNDARY.search(content_type)
     if boundary is None:
         return
-    delimiter = b"--" + boundary[1]
-    at = -1
-    for _ in range(MAX_FORM_TRIES):
-        at = body.find(b'name="model"', at + 1)
-        if at < 0:
-            return
+    delimiter = b"--" + (boundary[1] or boundary[2])
+    for field in islice(_MODEL_FIELD.finditer(body), MAX_FORM_TRIES):
+        at = field.start()
         part = body.rfind(delimiter, 0, at)
         start = body.find(b"\r\n\r\n", at) + 4
         end = body.find(b"\r\n" + delimiter, start, start + MAX_FORM_MODEL)

@@ -178,9 +178,9 @@ class ClientConnection(asyncio.Protocol):
         head, length = self._heads.read(data[: end + 4])
         reader = request_body(head, length, self.gateway.config.max_body_bytes)
         data = data[end + 4 :]
-        if reader.done:
-            self._dispatch(head, b"")
-            return data
+        if reader.done or len(data) == length:  # the usual case: the request came whole
+            self._dispatch(head, b"" if reader.done else data)
+            return data if reader.done else b""
         self._state = _BODY
         self._head, self._reader = head, reader
         self._parts, self._size, self._size_at_tick, self._body_timed = [], 0, 0, False
@@ -232,7 +232,8 @@ class ClientConnection(asyncio.Protocol):
         request_id = head.request_id or gateway.new_request_id()
         self.exchange = exchange = Exchange(self, head, body, request_id)
         try:
-            gateway.check_forwardable(head)
+            if not head.forwardable:
+                gateway.check_forwardable(head)
             exchange.start(read_request(head, body, self.peer))
         except RouterError as error:
             exchange.abort(error)

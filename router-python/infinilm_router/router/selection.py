@@ -53,7 +53,7 @@ def choose(
         RouterError: `model_not_found` or `no_healthy_engine`.
     """
     candidates = _candidates(table, request, book, now)
-    if len(candidates) > 1:
+    if table.has_tiers and len(candidates) > 1:
         candidates = _cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold)
     if not candidates:
         return None
@@ -115,8 +115,6 @@ def _cache_tier(
     candidates: Sequence[Service], prompt_bytes: int, threshold: int
 ) -> Sequence[Service]:
     """Long prompts prefer engines with a static cache, others those with a paged one."""
-    if not any("cache_type" in s.metadata for s in candidates):
-        return candidates
     wanted = "static" if prompt_bytes > threshold else "paged"
     return [s for s in candidates if s.metadata.get("cache_type") == wanted] or candidates
 

@@ -33,20 +33,20 @@ class Service:
     max_fails: int | None = None
     fail_timeout: float | None = None
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where requests go: (host, port)."""
-        return (self.host, self.port)
+    # What follows from the above, made once because every request needs it: where requests go
+    # (host, port), the values of `Host` and `x-infinilm-service`, and whether it takes requests
+    # at all (babysitters never do).
+    address: tuple[str, int] = field(init=False, repr=False, compare=False)
+    host_field: bytes = field(init=False, repr=False, compare=False)
+    name_field: bytes = field(init=False, repr=False, compare=False)
+    is_engine: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def host_field(self) -> bytes:
-        """The value of the `Host` field in requests to it."""
-        return self.netloc(self.port).encode("ascii", "replace")
-
-    @property
-    def is_engine(self) -> bool:
-        """True for services that take inference requests; babysitters never do."""
-        return self.metadata.get("type") == ENGINE_TYPE
+    def __post_init__(self) -> None:
+        fix = object.__setattr__  # the dataclass is frozen
+        fix(self, "address", (self.host, self.port))
+        fix(self, "host_field", self.netloc(self.port).encode("ascii", "replace"))
+        fix(self, "name_field", self.name.encode("ascii", "replace"))
+        fix(self, "is_engine", self.metadata.get("type") == ENGINE_TYPE)
 
     @property
     def health_urls(self) -> tuple[str, ...]:
@@ -116,6 +116,11 @@ class ServiceTable:
         if model is None:
             return self.healthy_engines
         return self._up_by_model.get(model, ())
+
+    @cached_property
+    def has_tiers(self) -> bool:
+        """Whether any engine declares the type of its cache."""
+        return any("cache_type" in s.metadata for s in self.engines)
 
     @cached_property
     def _preferred(self) -> dict[str | None, Sequence[Service]]:

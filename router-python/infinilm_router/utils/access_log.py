@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Final, Literal, TextIO
+from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
 from infinilm_router.utils.errors import RouterError
 
@@ -22,14 +22,14 @@ class AccessLog:
     """Collects lines of `key=value` pairs; -1 stands for a time that does not exist."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, level: Level, stream: TextIO = sys.stdout
+        self, loop: asyncio.AbstractEventLoop, level: Level, stream: BinaryIO | None = None
     ) -> None:
         self._loop = loop
         self.level = level
-        self._stream = stream
-        self._lines: list[str] = []
+        self._stream = stream or sys.stdout.buffer
+        self._lines: list[bytes] = []
         self._second = 0
-        self._stamp = ""
+        self._stamp = b""
         self._timer: asyncio.TimerHandle | None = None
 
     def exchange(self, exchange: "Exchange", code: str | None, peer: bytes, now: float) -> None:
@@ -40,23 +40,38 @@ class AccessLog:
         started = exchange.started
         request = exchange.request
         choice = exchange.choice
+        relay = exchange.relay
         self._write(
-            f"request id={exchange.request_id.decode()} client={peer.decode()}"
-            f" method={exchange.head.method.decode()} path={exchange.head.path.decode()}"
-            f" model={_quoted(request.model)} stream={request.stream:d}"
-            f" status={exchange.relay.status} engine={choice.service.name if choice else '-'}"
-            f" attempts={exchange.attempts}"
-            f" first_byte_ms={1000 * (first - started) if first else -1:.0f}"
-            f" ms={1000 * (now - started):.0f} bytes={exchange.relay.bytes_sent}"
-            f" {f'error={code} phase={exchange.phase}' if code else 'ok'}\n"
+            b"request id=%b client=%b method=%b path=%b model=%b stream=%d status=%d engine=%b"
+            b" attempts=%d first_byte_ms=%d ms=%d bytes=%d %b\n"
+            % (
+                exchange.request_id,
+                peer,
+                exchange.head.method,
+                exchange.head.path[:MAX_VALUE],
+                _quoted(request.model),
+                request.stream,
+                relay.status,
+                choice.service.name_field if choice else b"-",
+                exchange.attempts,
+                1000 * (first - started) if first else -1,
+                1000 * (now - started),
+                relay.bytes_sent,
+                f"error={code} phase={exchange.phase}".encode() if code else b"ok",
+            )
         )
 
     def refused(self, error: RouterError, peer: bytes) -> None:
         """A request that was refused before it was whole."""
         if self.level != "off":
             self._write(
-                f"refused client={peer.decode()} status={error.http_status}"
-                f" error={error.code.text} phase=request reason={json.dumps(error.message)}\n"
+                b"refused client=%b status=%d error=%b phase=request reason=%b\n"
+                % (
+                    peer,
+                    error.http_status,
+                    error.code.text.encode(),
+                    json.dumps(error.message).encode(),
+                )
             )
 
     def flush(self) -> None:
@@ -65,14 +80,14 @@ class AccessLog:
             self._timer.cancel()
             self._timer = None
         lines, self._lines = self._lines, []
-        self._stream.write("".join(lines))
+        self._stream.write(b"".join(lines))
         self._stream.flush()
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: bytes) -> None:
         second = int(time.time())
         if second != self._second:
             self._second = second
-            self._stamp = time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(second))
+            self._stamp = time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(second)).encode()
         self._lines.append(self._stamp + line)
         if len(self._lines) >= FLUSH_AT:
             self.flush()
@@ -80,10 +95,10 @@ class AccessLog:
             self._timer = self._loop.call_later(FLUSH_AFTER, self.flush)
 
 
-def _quoted(value: str | None) -> str:
+def _quoted(value: str | None) -> bytes:
     """A value that a client chose, such that it can forge neither lines nor fields."""
     if value is None:
-        return "-"
+        return b"-"
     if len(value) <= MAX_VALUE and value.isascii() and value.isprintable() and " " not in value:
-        return value
-    return json.dumps(value[:MAX_VALUE])
+        return value.encode()
+    return json.dumps(value[:MAX_VALUE]).encode()
