@@ -197,9 +197,14 @@ impl std::fmt::Debug for Secret {
 impl RouterConfig {
     /// The effective settings as JSON with sorted keys; the API key is left out.
     pub fn to_json(&self) -> String {
-        let mut shown: Map<String, Value> =
-            SETTINGS.iter().map(|s| (s.name.to_owned(), (s.show)(self))).collect();
-        let services = self.static_services.iter().map(|service| service_to_json(service));
+        let mut shown: Map<String, Value> = SETTINGS
+            .iter()
+            .map(|s| (s.name.to_owned(), (s.show)(self)))
+            .collect();
+        let services = self
+            .static_services
+            .iter()
+            .map(|service| service_to_json(service));
         shown.insert("static_services".to_owned(), services.collect());
         json::write(&Value::Object(shown), Style::Indented)
     }

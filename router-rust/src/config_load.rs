@@ -94,7 +94,9 @@ pub fn load_config(
     argv: &[String],
     environ: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Command, ConfigError> {
-    let flags = parse_flags(argv).map_err(|fault| ConfigError { faults: vec![fault] })?;
+    let flags = parse_flags(argv).map_err(|fault| ConfigError {
+        faults: vec![fault],
+    })?;
     if flags.help {
         return Ok(Command::Help);
     }
@@ -109,7 +111,11 @@ pub fn load_config(
         loader.static_file(&checks::plain_path(file));
     }
     let config = Box::new(loader.finish()?);
-    Ok(if flags.check_config { Command::Check(config) } else { Command::Serve(config) })
+    Ok(if flags.check_config {
+        Command::Check(config)
+    } else {
+        Command::Serve(config)
+    })
 }
 
 /// Collects values, each layer over the one before, and faults.
@@ -125,7 +131,9 @@ impl Loader {
         let reason = "unknown, see --help for the flags";
         let unknown = flags.unknown.iter();
         Self {
-            faults: unknown.map(|word| Fault::new("flags", word, None, reason)).collect(),
+            faults: unknown
+                .map(|word| Fault::new("flags", word, None, reason))
+                .collect(),
             config: RouterConfig::default(),
             origins: HashMap::new(),
         }
@@ -153,7 +161,9 @@ impl Loader {
     /// The file of `--config`.
     fn config_file(&mut self, file: &Path) {
         let place = file.to_string_lossy().into_owned();
-        let Some(content) = self.json(file) else { return };
+        let Some(content) = self.json(file) else {
+            return;
+        };
         let Value::Object(content) = content else {
             let reason = "not an object, give {\"router\": {...}}";
             return self.fault(&place, "", Some(&content), reason);
@@ -190,7 +200,9 @@ impl Loader {
         self.api_key();
         match self.faults.is_empty() {
             true => Ok(self.config),
-            false => Err(ConfigError { faults: self.faults }),
+            false => Err(ConfigError {
+                faults: self.faults,
+            }),
         }
     }
 
@@ -232,7 +244,11 @@ impl Loader {
                 continue;
             }
             seen.insert(setting.name, key);
-            given.push(Given { setting, key: full, value: value.clone() });
+            given.push(Given {
+                setting,
+                key: full,
+                value: value.clone(),
+            });
         }
         self.layer(place, given);
     }
@@ -250,7 +266,11 @@ impl Loader {
     /// Default: logs/ beside the programs, but not for a port that nobody will come back to.
     fn state_dir(&mut self) {
         if self.origins.contains_key("state_dir") {
-            if let Some(folder) = self.config.state_dir.clone().filter(|f| f.exists() && !f.is_dir())
+            if let Some(folder) = self
+                .config
+                .state_dir
+                .clone()
+                .filter(|f| f.exists() && !f.is_dir())
             {
                 self.late_fault("state_dir", &folder, "not a folder, give one");
             }
@@ -260,7 +280,9 @@ impl Loader {
     }
 
     fn api_key(&mut self) {
-        let Some(file) = self.config.engine_api_key_file.clone() else { return };
+        let Some(file) = self.config.engine_api_key_file.clone() else {
+            return;
+        };
         let bytes = match fs::read(&file) {
             Ok(bytes) => bytes,
             Err(error) => {
@@ -281,19 +303,28 @@ impl Loader {
     /// A fault that is only seen when all layers are together.
     fn late_fault(&mut self, name: &str, value: &Path, reason: &str) {
         let place = self.origins.get(name).cloned().unwrap_or_default();
-        let flag = all_settings().find(|setting| setting.name == name).map(Setting::flag);
+        let flag = all_settings()
+            .find(|setting| setting.name == name)
+            .map(Setting::flag);
         let key = match flag {
             Some(flag) if place == "flags" => flag,
             _ => format!("router.{name}"),
         };
-        self.fault(&place, &key, Some(&Value::from(value.to_string_lossy())), reason);
+        self.fault(
+            &place,
+            &key,
+            Some(&Value::from(value.to_string_lossy())),
+            reason,
+        );
     }
 }
 
 /// Every key that may stand under "router" -> the setting that it sets.
 fn file_keys() -> HashMap<&'static str, &'static Setting> {
     let names = all_settings().map(|setting| (setting.name, setting));
-    let others = SETTINGS.iter().filter_map(|setting| Some((setting.file_key?, setting)));
+    let others = SETTINGS
+        .iter()
+        .filter_map(|setting| Some((setting.file_key?, setting)));
     names.chain(others).collect()
 }
 
@@ -309,7 +340,11 @@ pub fn unknown_keys<'a>(content: &'a Map<String, Value>, known: &[&str]) -> Vec<
 /// `logs/` beside the programs when it can be written to, else None.
 fn default_state_dir() -> Option<PathBuf> {
     let folder = repository()?.join("logs");
-    let usable = if folder.exists() { folder.as_path() } else { folder.parent()? };
+    let usable = if folder.exists() {
+        folder.as_path()
+    } else {
+        folder.parent()?
+    };
     rustix::fs::access(usable, rustix::fs::Access::WRITE_OK).ok()?;
     Some(folder)
 }
@@ -318,7 +353,9 @@ fn default_state_dir() -> Option<PathBuf> {
 fn repository() -> Option<PathBuf> {
     let program = std::env::current_exe().ok()?;
     let mut above = program.ancestors();
-    above.find(|folder| folder.join("router-rust/Cargo.toml").is_file()).map(Path::to_owned)
+    above
+        .find(|folder| folder.join("router-rust/Cargo.toml").is_file())
+        .map(Path::to_owned)
 }
 
 fn of_environment(environ: &dyn Fn(&str) -> Option<String>) -> Vec<Given> {
@@ -326,7 +363,11 @@ fn of_environment(environ: &dyn Fn(&str) -> Option<String>) -> Vec<Given> {
     let value = |variable: &str| environ(variable).filter(|text| !text.is_empty());
     let given = all_settings().filter_map(|setting| {
         let (key, text) = (setting.variable?, value(setting.variable?)?);
-        Some(Given { setting, key: key.to_owned(), value: (setting.value_of)(&text) })
+        Some(Given {
+            setting,
+            key: key.to_owned(),
+            value: (setting.value_of)(&text),
+        })
     });
     given.collect()
 }
@@ -334,7 +375,11 @@ fn of_environment(environ: &dyn Fn(&str) -> Option<String>) -> Vec<Given> {
 fn of_flags(flags: &Flags) -> Vec<Given> {
     let given = all_settings().filter_map(|setting| {
         let text = flags.settings.get(setting.name)?;
-        Some(Given { setting, key: setting.flag(), value: (setting.value_of)(text) })
+        Some(Given {
+            setting,
+            key: setting.flag(),
+            value: (setting.value_of)(text),
+        })
     });
     given.collect()
 }

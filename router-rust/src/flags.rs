@@ -63,8 +63,15 @@ pub fn parse_flags(words: &[String]) -> Result<Flags, Fault> {
         let value = match (&kind, attached) {
             (Kind::Help | Kind::CheckConfig, None) => "",
             (Kind::Help | Kind::CheckConfig, Some(value)) => {
-                let shown = if name == "--check-config" { name } else { "-h/--help" };
-                return Err(bad(shown, &format!("ignored explicit argument {}", quoted(value))));
+                let shown = if name == "--check-config" {
+                    name
+                } else {
+                    "-h/--help"
+                };
+                return Err(bad(
+                    shown,
+                    &format!("ignored explicit argument {}", quoted(value)),
+                ));
             }
             (_, Some(value)) => value,
             (_, None) => {
@@ -119,23 +126,40 @@ fn is_negative_number(word: &str) -> bool {
 }
 
 fn bad(name: &str, reason: &str) -> Fault {
-    Fault::new("flags", "", None, format!("argument {name}: {reason}, see --help"))
+    Fault::new(
+        "flags",
+        "",
+        None,
+        format!("argument {name}: {reason}, see --help"),
+    )
 }
 
 /// What `--help` prints.
 pub fn help() -> String {
     let defaults = RouterConfig::default();
     let own = [
-        ("-h, --help".to_owned(), "show this help message and exit".to_owned()),
-        ("--config FILE".to_owned(), "JSON file with settings and static services".to_owned()),
+        (
+            "-h, --help".to_owned(),
+            "show this help message and exit".to_owned(),
+        ),
+        (
+            "--config FILE".to_owned(),
+            "JSON file with settings and static services".to_owned(),
+        ),
         (
             "--static-services FILE".to_owned(),
             "JSON file with services to route to for ever".to_owned(),
         ),
-        ("--check-config".to_owned(), "print the effective settings and exit".to_owned()),
+        (
+            "--check-config".to_owned(),
+            "print the effective settings and exit".to_owned(),
+        ),
         (
             "--threads X".to_owned(),
-            format!("threads that serve requests (default: processors, here {})", defaults.threads),
+            format!(
+                "threads that serve requests (default: processors, here {})",
+                defaults.threads
+            ),
         ),
     ];
     let settings = all_settings().map(|setting| {
@@ -145,7 +169,10 @@ pub fn help() -> String {
             Value::String(text) => format!(" (default: {text})"),
             value => format!(" (default: {})", crate::utils::json::compact(&value)),
         };
-        (format!("{} X", setting.flag()), format!("{}{shown}", setting.about))
+        (
+            format!("{} X", setting.flag()),
+            format!("{}{shown}", setting.about),
+        )
     });
     let lines: Vec<_> = own
         .into_iter()

@@ -6,3 +6,5 @@ pub mod models;
 pub mod routes;
 pub mod services;
 pub mod stats;
+
+pub use routes::find_handler;

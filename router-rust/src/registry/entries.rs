@@ -35,7 +35,9 @@ pub fn model_objects(value: Option<&Value>) -> Vec<Map<String, Value>> {
 /// The ids in their order, each once.
 pub fn unique(ids: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut seen = HashSet::new();
-    ids.into_iter().filter(|id| seen.insert(id.clone())).collect()
+    ids.into_iter()
+        .filter(|id| seen.insert(id.clone()))
+        .collect()
 }
 
 /// The models that metadata names.
@@ -50,8 +52,13 @@ pub fn declared_models(metadata: &Map<String, Value>) -> Models {
         vec![metadata.get("model")],
         objects.iter().map(|object| object.get("id")).collect(),
     ];
-    let found = sources.into_iter().map(|source| unique(source.into_iter().filter_map(model_id)));
-    let mut ids = found.into_iter().find(|ids| !ids.is_empty()).unwrap_or_default();
+    let found = sources
+        .into_iter()
+        .map(|source| unique(source.into_iter().filter_map(model_id)));
+    let mut ids = found
+        .into_iter()
+        .find(|ids| !ids.is_empty())
+        .unwrap_or_default();
     ids.truncate(MAX_MODELS);
     (ids, objects)
 }
@@ -61,10 +68,20 @@ pub fn declared_models(metadata: &Map<String, Value>) -> Models {
 /// It is an error that it can't be used; the text names the key.
 pub fn service_from_registry(entry: &Value) -> Checked<Service> {
     let Value::Object(entry) = entry else {
-        return Err(UnusableError(format!("not an object: {}", shown(Some(entry)))));
+        return Err(UnusableError(format!(
+            "not an object: {}",
+            shown(Some(entry))
+        )));
     };
-    let metadata = entry.get("metadata").and_then(Value::as_object).cloned().unwrap_or_default();
-    if !metadata.values().all(|value| is_shallow(value, MAX_DEPTH - 1)) {
+    let metadata = entry
+        .get("metadata")
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    if !metadata
+        .values()
+        .all(|value| is_shallow(value, MAX_DEPTH - 1))
+    {
         let reason = format!("metadata: nested deeper than {MAX_DEPTH} levels");
         return Err(UnusableError(reason));
     }
@@ -73,7 +90,10 @@ pub fn service_from_registry(entry: &Value) -> Checked<Service> {
     let host = read(entry, "host", checks::host)?;
     let port = read(entry, "port", checks::port)?;
     let weight = entry.get("weight").and_then(checks::number);
-    let status = entry.get("status").and_then(Value::as_str).filter(|word| !word.is_empty());
+    let status = entry
+        .get("status")
+        .and_then(Value::as_str)
+        .filter(|word| !word.is_empty());
     Ok(Service {
         name,
         url: base_url(&host, port),
@@ -83,7 +103,11 @@ pub fn service_from_registry(entry: &Value) -> Checked<Service> {
         models,
         models_list,
         metadata,
-        status: status.unwrap_or("running").chars().take(MAX_STATUS).collect(),
+        status: status
+            .unwrap_or("running")
+            .chars()
+            .take(MAX_STATUS)
+            .collect(),
         ..Service::default()
     })
 }
@@ -97,11 +121,7 @@ fn is_shallow(value: &Value, levels: usize) -> bool {
     }
 }
 
-fn read<T>(
-    entry: &Map<String, Value>,
-    key: &str,
-    check: fn(&Value) -> Checked<T>,
-) -> Checked<T> {
+fn read<T>(entry: &Map<String, Value>, key: &str, check: fn(&Value) -> Checked<T>) -> Checked<T> {
     let value = entry.get(key);
     check(value.unwrap_or(&Value::Null))
         .map_err(|error| UnusableError(format!("{key}: {}: {error}", shown(value))))

@@ -14,7 +14,14 @@ pub type Report<'a> = Box<dyn FnMut(&str, Option<&Value>, String) + 'a>;
 
 const LIST_HINT: &str = "not a list, give the services in square brackets";
 const ENTRY_KEYS: &[&str] = &[
-    "name", "host", "port", "weight", "metadata", "backup", "max_fails", "fail_timeout",
+    "name",
+    "host",
+    "port",
+    "weight",
+    "metadata",
+    "backup",
+    "max_fails",
+    "fail_timeout",
 ];
 
 /// Read `[...]`, `{"services": [...]}` or a whole `router_config.json`.
@@ -58,7 +65,11 @@ fn services_of_object(
         let reason = "unknown key, use services".to_owned();
         report(&format!("{prefix}{key}"), section.get(key), reason);
     }
-    services(section.get("services"), &format!("{prefix}services"), report)
+    services(
+        section.get("services"),
+        &format!("{prefix}services"),
+        report,
+    )
 }
 
 fn services(entries: Option<&Value>, path: &str, report: &mut Report<'_>) -> Services {
@@ -72,7 +83,11 @@ fn services(entries: Option<&Value>, path: &str, report: &mut Report<'_>) -> Ser
         match service(entry, &path, report) {
             Some(new) if found.iter().any(|old| old.name == new.name) => {
                 let reason = "used twice, names must differ".to_owned();
-                report(&format!("{path}.name"), Some(&Value::from(new.name)), reason);
+                report(
+                    &format!("{path}.name"),
+                    Some(&Value::from(new.name)),
+                    reason,
+                );
             }
             Some(new) => found.push(Arc::new(new)),
             None => {}
@@ -84,12 +99,18 @@ fn services(entries: Option<&Value>, path: &str, report: &mut Report<'_>) -> Ser
 /// One entry; every fault goes to `report`, and then the result is None.
 fn service(entry: &Value, path: &str, report: &mut Report<'_>) -> Option<Service> {
     let Value::Object(entry) = entry else {
-        report(path, Some(entry), "not an object, give {name?, host, port, ...}".to_owned());
+        report(
+            path,
+            Some(entry),
+            "not an object, give {name?, host, port, ...}".to_owned(),
+        );
         return None;
     };
     let mut draft = Draft::default();
     let mut fine = true;
-    let missing = ["host", "port"].into_iter().filter(|key| !entry.contains_key(*key));
+    let missing = ["host", "port"]
+        .into_iter()
+        .filter(|key| !entry.contains_key(*key));
     for key in entry.keys().map(String::as_str).chain(missing) {
         let value = entry.get(key);
         if let Err(UnusableError(reason)) = draft.read(key, value) {
@@ -116,7 +137,9 @@ struct Draft {
 impl Draft {
     fn read(&mut self, key: &str, value: Option<&Value>) -> Checked<()> {
         let Some(value) = value else {
-            return Err(UnusableError("every service needs host and port".to_owned()));
+            return Err(UnusableError(
+                "every service needs host and port".to_owned(),
+            ));
         };
         match key {
             "name" => self.name = Some(checks::service_name(value)?),
@@ -128,7 +151,13 @@ impl Draft {
             "metadata" => self.metadata = object(value)?,
             "backup" => self.backup = Some(checks::boolean(value)?),
             "max_fails" => {
-                self.max_fails = Some(Whole { low: 0, high: 1_000_000 }.read_as(value)?);
+                self.max_fails = Some(
+                    Whole {
+                        low: 0,
+                        high: 1_000_000,
+                    }
+                    .read_as(value)?,
+                );
             }
             "fail_timeout" => self.fail_timeout = Some(checks::nginx_seconds(value)?),
             _ => {
@@ -163,7 +192,9 @@ impl Draft {
             fail_timeout: self.fail_timeout,
             ..Service::default()
         };
-        service.name = self.name.unwrap_or_else(|| service.netloc(u32::from(service.port)));
+        service.name = self
+            .name
+            .unwrap_or_else(|| service.netloc(u32::from(service.port)));
         service
     }
 }
@@ -171,6 +202,8 @@ impl Draft {
 fn object(value: &Value) -> Checked<Map<String, Value>> {
     match value {
         Value::Object(map) => Ok(map.clone()),
-        _ => Err(UnusableError("not an object, give one in braces".to_owned())),
+        _ => Err(UnusableError(
+            "not an object, give one in braces".to_owned(),
+        )),
     }
 }

@@ -61,10 +61,17 @@ impl Whole {
         if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
             return unusable(format!("not a whole number, give one from {low} to {high}"));
         }
-        let within = number.parse().ok().filter(|found| (low..=high).contains(found));
-        within.and_then(|found: i64| T::try_from(found).ok()).ok_or_else(|| {
-            UnusableError(format!("out of range, give a whole number from {low} to {high}"))
-        })
+        let within = number
+            .parse()
+            .ok()
+            .filter(|found| (low..=high).contains(found));
+        within
+            .and_then(|found: i64| T::try_from(found).ok())
+            .ok_or_else(|| {
+                UnusableError(format!(
+                    "out of range, give a whole number from {low} to {high}"
+                ))
+            })
     }
 }
 
@@ -121,7 +128,9 @@ impl Check for Decimal {
         let (low, high) = (json::general(self.low), json::general(self.high));
         let unit = self.unit;
         let Some(number) = float_of(value) else {
-            return unusable(format!("not a number, give {unit} from {low} to {high}, such as 2.5"));
+            return unusable(format!(
+                "not a number, give {unit} from {low} to {high}, such as 2.5"
+            ));
         };
         if !(self.low..=self.high).contains(&number) {
             return unusable(format!("out of range, give {unit} from {low} to {high}"));
@@ -251,7 +260,9 @@ impl Check for FilePath {
     }
 
     fn to_json(&self, typed: &Option<PathBuf>) -> Value {
-        typed.as_ref().map_or(Value::Null, |path| Value::from(path.to_string_lossy()))
+        typed
+            .as_ref()
+            .map_or(Value::Null, |path| Value::from(path.to_string_lossy()))
     }
 }
 
@@ -262,7 +273,9 @@ pub fn plain_path(text: &str) -> PathBuf {
         2 => "//",
         _ => "/",
     };
-    let parts = text.split('/').filter(|part| !part.is_empty() && *part != ".");
+    let parts = text
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".");
     let path = root.to_owned() + &parts.collect::<Vec<_>>().join("/");
     PathBuf::from(if path.is_empty() { "." } else { &path })
 }
@@ -283,11 +296,16 @@ fn number_from_text(text: &str) -> Value {
     if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return json::whole_number(plain.trim_start_matches('+'));
     }
-    plain.parse().map_or_else(|_| Value::from(text), json::decimal_number)
+    plain
+        .parse()
+        .map_or_else(|_| Value::from(text), json::decimal_number)
 }
 
 fn list_from_text(text: &str) -> Value {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect()
 }
 
 fn float_of(value: &Value) -> Option<f64> {
@@ -308,14 +326,17 @@ pub fn nginx_seconds(value: &Value) -> Checked<f64> {
         Some(text) => nginx_time(text).map(json::decimal_number),
         None => Some(value.clone()),
     };
-    read.and_then(|value| seconds(LEAST).read(&value).ok()).ok_or_else(|| {
-        let hint = "give seconds such as 30 or text such as \"30s\"";
-        UnusableError(format!("not a time over 0, {hint}"))
-    })
+    read.and_then(|value| seconds(LEAST).read(&value).ok())
+        .ok_or_else(|| {
+            let hint = "give seconds such as 30 or text such as \"30s\"";
+            UnusableError(format!("not a time over 0, {hint}"))
+        })
 }
 
 fn nginx_time(text: &str) -> Option<f64> {
-    let end = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
+    let end = text
+        .find(|char: char| !char.is_ascii_digit() && char != '.')
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
     let factor = match unit {
         "ms" => 0.001,
@@ -325,7 +346,11 @@ fn nginx_time(text: &str) -> Option<f64> {
         _ => return None,
     };
     let whole = !digits.starts_with('.') && !digits.ends_with('.');
-    digits.parse::<f64>().ok().filter(|_| whole).map(|number| number * factor)
+    digits
+        .parse::<f64>()
+        .ok()
+        .filter(|_| whole)
+        .map(|number| number * factor)
 }
 
 /// Text without control characters, not empty. It may end up in header fields and log lines.
@@ -344,9 +369,13 @@ pub fn service_name(value: &Value) -> Checked<String> {
             && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
             && text.trim() == *text
     };
-    value.as_str().filter(fine).map(str::to_owned).ok_or_else(|| {
-        UnusableError("not a usable name, give 1 to 200 printable ASCII characters".to_owned())
-    })
+    value
+        .as_str()
+        .filter(fine)
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            UnusableError("not a usable name, give 1 to 200 printable ASCII characters".to_owned())
+        })
 }
 
 /// A host name or IP address, without scheme, port or brackets.
@@ -364,7 +393,10 @@ pub fn host(value: &Value) -> Checked<String> {
 
 /// The port of an engine.
 pub fn port(value: &Value) -> Checked<u16> {
-    let range = Whole { low: 1, high: MAX_ENGINE_PORT };
+    let range = Whole {
+        low: 1,
+        high: MAX_ENGINE_PORT,
+    };
     range.read_as(value)
 }
 
@@ -396,7 +428,10 @@ pub fn registry_url(value: &Value) -> Checked<String> {
     };
     let may_have_port = matches!(scheme.as_str(), "http" | "https") && !host.is_empty();
     let port = if may_have_port { port } else { "" };
-    let number = port.parse::<u16>().ok().filter(|_| port.bytes().all(|b| b.is_ascii_digit()));
+    let number = port
+        .parse::<u16>()
+        .ok()
+        .filter(|_| port.bytes().all(|b| b.is_ascii_digit()));
     if !port.is_empty() && number.is_none() {
         return unusable(format!("not a URL, {hint}"));
     }
@@ -406,14 +441,18 @@ pub fn registry_url(value: &Value) -> Checked<String> {
         return unusable(format!("not a URL of a registry, {hint}"));
     }
     if netloc.contains('@') {
-        return unusable(format!("holds credentials, which would be shown by /health; {hint}"));
+        return unusable(format!(
+            "holds credentials, which would be shown by /health; {hint}"
+        ));
     }
     Ok(text.trim_end_matches('/').to_owned())
 }
 
 fn is_scheme(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
 }
 
 /// Host and port (without `:`) of the authority of a URL; None where the brackets make no sense.
@@ -444,10 +483,14 @@ pub fn path_prefix(value: &Value) -> Checked<String> {
         let plain = |byte: u8| byte.is_ascii_graphic() && byte != b'?' && byte != b'#';
         text.starts_with('/') && text.bytes().all(plain)
     };
-    value.as_str().filter(fine).map(str::to_owned).ok_or_else(|| {
-        let hint = "give one that starts with /, such as /v2/";
-        UnusableError(format!("not a path prefix, {hint}"))
-    })
+    value
+        .as_str()
+        .filter(fine)
+        .map(str::to_owned)
+        .ok_or_else(|| {
+            let hint = "give one that starts with /, such as /v2/";
+            UnusableError(format!("not a path prefix, {hint}"))
+        })
 }
 
 /// The JSON value in `file`.
@@ -461,7 +504,12 @@ pub fn read_json(file: &Path) -> Checked<Value> {
     })?;
     let text = text.replace("\r\n", "\n").replace('\r', "\n");
     json::parse(&text, Rules::Exact).map_err(|error| match error {
-        JsonError::Syntax { message, line, column, .. } => UnusableError(format!(
+        JsonError::Syntax {
+            message,
+            line,
+            column,
+            ..
+        } => UnusableError(format!(
             "not JSON ({message}, line {line}, column {column}), correct it there"
         )),
         other => UnusableError(other.to_string()),
@@ -476,5 +524,8 @@ pub fn unreadable(error: &io::Error) -> String {
 /// What the system says, without its number.
 pub fn reason_of(error: &io::Error) -> String {
     let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -270,10 +270,15 @@ impl Parser<'_> {
     }
 
     fn hex4(&self, at: usize) -> Result<u32, JsonError> {
-        let digits = self.bytes.get(at..at + 4).filter(|_| at + 4 < self.bytes.len());
+        let digits = self
+            .bytes
+            .get(at..at + 4)
+            .filter(|_| at + 4 < self.bytes.len());
         digits
             .and_then(|digits| {
-                digits.iter().try_fold(0, |sum, &digit| Some(16 * sum + char::from(digit).to_digit(16)?))
+                digits.iter().try_fold(0, |sum, &digit| {
+                    Some(16 * sum + char::from(digit).to_digit(16)?)
+                })
             })
             .ok_or_else(|| self.fault("Invalid \\uXXXX escape", at - 1))
     }
@@ -281,7 +286,9 @@ impl Parser<'_> {
 
 /// A whole number of any size, given as digits with an optional sign.
 pub fn whole_number(digits: &str) -> Value {
-    let (sign, digits) = digits.strip_prefix('-').map_or(("", digits), |rest| ("-", rest));
+    let (sign, digits) = digits
+        .strip_prefix('-')
+        .map_or(("", digits), |rest| ("-", rest));
     let digits = digits.trim_start_matches('0');
     match digits {
         "" => Value::from(0),
@@ -331,11 +338,18 @@ fn write_value(out: &mut String, value: &Value, style: Style, level: usize) {
             if style == Style::Indented {
                 pairs.sort_unstable_by_key(|(key, _)| *key);
             }
-            write_items(out, "{}", style, level, pairs.into_iter(), |out, (key, value)| {
-                write_string(out, key);
-                out.push_str(if style == Style::Compact { ":" } else { ": " });
-                write_value(out, value, style, level + 1);
-            });
+            write_items(
+                out,
+                "{}",
+                style,
+                level,
+                pairs.into_iter(),
+                |out, (key, value)| {
+                    write_string(out, key);
+                    out.push_str(if style == Style::Compact { ":" } else { ": " });
+                    write_value(out, value, style, level + 1);
+                },
+            );
         }
     }
 }
@@ -395,7 +409,10 @@ pub fn write_string(out: &mut String, text: &str) {
 
 fn number_text(number: &Number) -> String {
     let text = number.to_string();
-    if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-') {
+    if text
+        .bytes()
+        .all(|byte| byte.is_ascii_digit() || byte == b'-')
+    {
         return text;
     }
     text.parse().map_or(text, float_text)
@@ -413,7 +430,9 @@ pub fn float_text(value: f64) -> String {
     match text.split_once('e') {
         None => text,
         Some((digits, exponent)) => {
-            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |e| ('-', e));
+            let (sign, exponent) = exponent
+                .strip_prefix('-')
+                .map_or(('+', exponent), |e| ('-', e));
             format!("{digits}e{sign}{exponent:0>2}")
         }
     }
@@ -440,7 +459,11 @@ pub fn general(value: f64) -> String {
 
 /// `text` in quotes for a log line or a fault, control characters escaped, as Python's `repr`.
 pub fn quoted(text: &str) -> String {
-    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     let mut out = String::from(quote);
     for char in text.chars() {
         match char {

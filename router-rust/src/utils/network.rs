@@ -36,7 +36,9 @@ impl FromStr for Network {
 
     /// Reads `10.0.0.0/8`, `10.0.0.0/255.0.0.0` and `10.0.0.1`; no bit behind the prefix may be set.
     fn from_str(text: &str) -> Result<Self, NotANetwork> {
-        let (address, length) = text.split_once('/').map_or((text, None), |(a, l)| (a, Some(l)));
+        let (address, length) = text
+            .split_once('/')
+            .map_or((text, None), |(a, l)| (a, Some(l)));
         let first: IpAddr = address.parse().map_err(|_| NotANetwork)?;
         let (width, free) = match first {
             IpAddr::V4(address) => (Ipv4Addr::BITS, address.to_bits().trailing_zeros()),
@@ -84,23 +86,39 @@ mod tests {
     use super::*;
 
     fn shown(text: &str) -> Option<String> {
-        text.parse::<Network>().ok().map(|network| network.to_string())
+        text.parse::<Network>()
+            .ok()
+            .map(|network| network.to_string())
     }
 
     #[test]
     fn networks_are_read_in_cidr_form_and_with_masks() {
         assert_eq!(shown("10.0.0.0/8").as_deref(), Some("10.0.0.0/8"));
         assert_eq!(shown("10.0.0.0/255.0.0.0").as_deref(), Some("10.0.0.0/8"));
-        assert_eq!(shown("10.0.0.0/0.255.255.255").as_deref(), Some("10.0.0.0/8"));
+        assert_eq!(
+            shown("10.0.0.0/0.255.255.255").as_deref(),
+            Some("10.0.0.0/8")
+        );
         assert_eq!(shown("127.0.0.1").as_deref(), Some("127.0.0.1/32"));
         assert_eq!(shown("0.0.0.0/0").as_deref(), Some("0.0.0.0/0"));
         assert_eq!(shown("2001:DB8:0:0::/32").as_deref(), Some("2001:db8::/32"));
-        assert_eq!(shown("::ffff:1.2.3.4").as_deref(), Some("::ffff:102:304/128"));
+        assert_eq!(
+            shown("::ffff:1.2.3.4").as_deref(),
+            Some("::ffff:102:304/128")
+        );
     }
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for text in ["10.0.0.1/8", "10/8", "10.0.0.0/33", "010.0.0.0/8", "10.0.0.0/", "x", "::1/64"] {
+        for text in [
+            "10.0.0.1/8",
+            "10/8",
+            "10.0.0.0/33",
+            "010.0.0.0/8",
+            "10.0.0.0/",
+            "x",
+            "::1/64",
+        ] {
             assert_eq!(shown(text), None, "{text}");
         }
     }
@@ -111,6 +129,11 @@ mod tests {
         assert!(network.contains("10.1.255.1".parse().unwrap()));
         assert!(!network.contains("10.2.0.1".parse().unwrap()));
         assert!(!network.contains("::ffff:10.1.0.1".parse().unwrap()));
-        assert!("::/0".parse::<Network>().unwrap().contains("::1".parse().unwrap()));
+        assert!(
+            "::/0"
+                .parse::<Network>()
+                .unwrap()
+                .contains("::1".parse().unwrap())
+        );
     }
 }
