@@ -188,7 +188,8 @@ def path_prefix(value: object) -> str:
 def network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     """A network in CIDR form; a plain address is the network of that address alone."""
     try:
-        return ipaddress.ip_network(text(value))
+        # A zone (fe80::1%eth0) means something on one machine only.
+        return ipaddress.ip_network(text(value).replace("%", "no zones"))
     except ValueError:
         raise UnusableError("not a network, give CIDR form such as 10.0.0.0/8") from None
 
