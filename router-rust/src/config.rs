@@ -10,6 +10,7 @@ use crate::utils::checks::{self, Check, Checked, Cidr, FilePath, LEAST, Many, Te
 use crate::utils::checks::{one_of, seconds, whole};
 use crate::utils::json::{self, Style};
 use crate::utils::network::Network;
+use crate::utils::url::registry_url;
 
 pub const POLICIES: &[&str] = &[
     "round_robin",
@@ -104,7 +105,7 @@ settings! {
     host: String = "0.0.0.0".to_owned(), Text(checks::host), "address to listen on";
     router_port: u16 = 8080, whole::<u16>(0, checks::MAX_PORT),
         "port to listen on; 0 = any free one", file_key = "port";
-    registry_urls: Vec<String> = Vec::new(), Many(Text(checks::registry_url)),
+    registry_urls: Vec<String> = Vec::new(), Many(Text(registry_url)),
         "registries, separated by commas",
         flag = "--registry-url", file_key = "registry_url";
     policy: &'static str = "round_robin", one_of(POLICIES, ALIASES),

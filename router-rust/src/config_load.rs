@@ -14,6 +14,7 @@ use crate::config::{PROXY_TIMEOUT, RouterConfig, SETTINGS, Secret, Setting};
 use crate::flags::{Flags, parse_flags};
 use crate::registry::r#static::{Report, services_of_file, services_of_section};
 use crate::utils::checks::{self, Check as _};
+use crate::utils::files;
 use crate::utils::json::{self, Style};
 
 const MAX_SHOWN: usize = 80;
@@ -102,13 +103,13 @@ pub fn load_config(
     }
     let mut loader = Loader::new(&flags);
     if let Some(file) = &flags.config {
-        loader.config_file(&checks::plain_path(file));
+        loader.config_file(&files::plain_path(file));
     }
     loader.layer("environment", of_environment(environ));
     loader.layer("flags", of_flags(&flags));
     loader.threads(&flags);
     if let Some(file) = &flags.static_services {
-        loader.static_file(&checks::plain_path(file));
+        loader.static_file(&files::plain_path(file));
     }
     let config = Box::new(loader.finish()?);
     Ok(if flags.check_config {
@@ -198,12 +199,12 @@ impl Loader {
     fn finish(mut self) -> Result<RouterConfig, ConfigError> {
         self.state_dir();
         self.api_key();
-        match self.faults.is_empty() {
-            true => Ok(self.config),
-            false => Err(ConfigError {
-                faults: self.faults,
-            }),
+        if self.faults.is_empty() {
+            return Ok(self.config);
         }
+        Err(ConfigError {
+            faults: self.faults,
+        })
     }
 
     fn fault(&mut self, place: &str, key: &str, value: Option<&Value>, reason: impl Into<String>) {
@@ -216,7 +217,7 @@ impl Loader {
     }
 
     fn json(&mut self, file: &Path) -> Option<Value> {
-        match checks::read_json(file) {
+        match files::read_json(file) {
             Ok(content) => Some(content),
             Err(error) => {
                 self.fault(&file.to_string_lossy(), "", None, error.0);
@@ -286,7 +287,7 @@ impl Loader {
         let bytes = match fs::read(&file) {
             Ok(bytes) => bytes,
             Err(error) => {
-                let reason = checks::unreadable(&error);
+                let reason = files::unreadable(&error);
                 return self.late_fault("engine_api_key_file", &file, &reason);
             }
         };

@@ -7,7 +7,9 @@ use crate::handlers::services::services;
 use crate::handlers::stats::stats;
 use crate::utils::errors::RouterError;
 
-pub const ROUTES: &[(&[u8], fn(&Context) -> LocalAnswer)] = &[
+type Answer = fn(&Context) -> LocalAnswer;
+
+pub const ROUTES: &[(&[u8], Answer)] = &[
     (b"/health", health),
     (b"/status", status),
     (b"/stats", stats),
@@ -20,7 +22,7 @@ pub const MODEL_PREFIX: &[u8] = b"/v1/models/";
 /// What answers a GET.
 #[derive(Clone, Copy, Debug)]
 pub enum Handler {
-    Fixed(fn(&Context) -> LocalAnswer),
+    Fixed(Answer),
     /// The rest of the path is a model's id.
     Model,
 }

@@ -113,8 +113,8 @@ fn whole(created: &Value) -> Value {
     let Some(value) = number(created) else {
         return Value::from(0);
     };
-    match created.to_string() {
-        digits if digits.bytes().all(|b| b.is_ascii_digit() || b == b'-') => created.clone(),
-        _ => json::whole_number(&format!("{:.0}", value.trunc())),
+    if json::is_whole(&created.to_string()) {
+        return created.clone();
     }
+    json::whole_number(&format!("{:.0}", value.trunc()))
 }

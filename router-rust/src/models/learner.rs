@@ -20,7 +20,7 @@ const MAX_LIST_BYTES: usize = 8 * 1024 * 1024;
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 /// After this an engine that stayed up is asked again.
-const REFRESH: Duration = Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_mins(1);
 /// Most engines have only the first, some only the second.
 const PATHS: [&str; 2] = ["/v1/models", "/models"];
 /// Names of models in one log line.

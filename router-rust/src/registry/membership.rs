@@ -167,7 +167,7 @@ impl Membership {
             return true;
         }
         if running && missing.listed {
-            Arc::make_mut(service).status = UNHEALTHY.to_owned();
+            UNHEALTHY.clone_into(&mut Arc::make_mut(service).status);
         }
         missing.listed
     }

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 use crate::registry::entries::{registry_entry, service_from_registry};
 use crate::router::table::{Service, Services};
-use crate::utils::checks::{Checked, UnusableError, read_json, reason_of};
+use crate::utils::checks::{Checked, UnusableError};
+use crate::utils::files::{read_json, reason_of};
 use crate::utils::json::{self, Style, quoted};
 
 /// One file. Faults of the disk are logged and change nothing else.

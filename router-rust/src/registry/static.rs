@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::config_load::unknown_keys;
 use crate::registry::entries::{base_url, declared_models};
 use crate::router::table::{ENGINE_TYPE, Service, Services, Source};
-use crate::utils::checks::{self, Check as _, Checked, UnusableError, Whole};
+use crate::utils::checks::{self, Check as _, Checked, UnusableError};
 
 /// Takes a fault: the key, its value (None when there is none), the reason and what to do.
 pub type Report<'a> = Box<dyn FnMut(&str, Option<&Value>, String) + 'a>;
@@ -150,15 +150,7 @@ impl Draft {
             }
             "metadata" => self.metadata = object(value)?,
             "backup" => self.backup = Some(checks::boolean(value)?),
-            "max_fails" => {
-                self.max_fails = Some(
-                    Whole {
-                        low: 0,
-                        high: 1_000_000,
-                    }
-                    .read_as(value)?,
-                );
-            }
+            "max_fails" => self.max_fails = Some(checks::whole(0, 1_000_000).read(value)?),
             "fail_timeout" => self.fail_timeout = Some(checks::nginx_seconds(value)?),
             _ => {
                 let known = ENTRY_KEYS.join(", ");

@@ -3,14 +3,13 @@
 //! A check takes a JSON value and returns the typed one, or an error with a text that says what is
 //! wrong and what to give instead.
 
-use std::fs;
-use std::io;
-use std::net::Ipv6Addr;
-use std::path::{Path, PathBuf};
+use std::marker::PhantomData;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::utils::json::{self, JsonError, Rules};
+use crate::utils::files::plain_path;
+use crate::utils::json;
 use crate::utils::network::Network;
 
 pub const MAX_PORT: i64 = 65535;
@@ -25,7 +24,7 @@ pub struct UnusableError(pub String);
 
 pub type Checked<T> = Result<T, UnusableError>;
 
-fn unusable<T>(reason: impl Into<String>) -> Checked<T> {
+pub(crate) fn unusable<T>(reason: impl Into<String>) -> Checked<T> {
     Err(UnusableError(reason.into()))
 }
 
@@ -43,52 +42,44 @@ pub trait Check {
     fn to_json(&self, typed: &Self::Typed) -> Value;
 }
 
-/// A whole number from `low` to `high`.
+/// A whole number, as the type `T` that the setting has.
 #[derive(Clone, Copy, Debug)]
-pub struct Whole {
-    pub low: i64,
-    pub high: i64,
+pub struct Whole<T> {
+    low: i64,
+    high: i64,
+    typed: PhantomData<T>,
 }
 
-impl Whole {
-    /// The number as the type that the setting has; the range must fit into it.
-    pub fn read_as<T: TryFrom<i64>>(self, value: &Value) -> Checked<T> {
+/// A whole number from `low` to `high`, a range that must fit into `T`.
+pub const fn whole<T>(low: i64, high: i64) -> Whole<T> {
+    Whole {
+        low,
+        high,
+        typed: PhantomData,
+    }
+}
+
+impl<T: TryFrom<i64> + Copy + Into<u64>> Check for Whole<T> {
+    type Typed = T;
+
+    fn read(&self, value: &Value) -> Checked<T> {
         let (low, high) = (self.low, self.high);
-        let number = match value {
+        let digits = match value {
             Value::Number(number) => number.to_string(),
             _ => String::new(),
         };
-        if number.is_empty() || !number.bytes().all(|b| b.is_ascii_digit() || b == b'-') {
+        if !json::is_whole(&digits) {
             return unusable(format!("not a whole number, give one from {low} to {high}"));
         }
-        let within = number
-            .parse()
-            .ok()
-            .filter(|found| (low..=high).contains(found));
+        let number: Option<i64> = digits.parse().ok();
+        let within = number.filter(|number| (low..=high).contains(number));
         within
-            .and_then(|found: i64| T::try_from(found).ok())
+            .and_then(|number| T::try_from(number).ok())
             .ok_or_else(|| {
                 UnusableError(format!(
                     "out of range, give a whole number from {low} to {high}"
                 ))
             })
-    }
-}
-
-/// `Whole` for a setting of type `T`.
-#[derive(Clone, Copy, Debug)]
-pub struct WholeAs<T>(Whole, std::marker::PhantomData<T>);
-
-/// A whole number from `low` to `high`.
-pub const fn whole<T>(low: i64, high: i64) -> WholeAs<T> {
-    WholeAs(Whole { low, high }, std::marker::PhantomData)
-}
-
-impl<T: TryFrom<i64> + Copy + Into<u64>> Check for WholeAs<T> {
-    type Typed = T;
-
-    fn read(&self, value: &Value) -> Checked<T> {
-        self.0.read_as(value)
     }
 
     fn value_of(&self, text: &str) -> Value {
@@ -235,8 +226,10 @@ impl Check for Cidr {
     type Typed = Network;
 
     fn read(&self, value: &Value) -> Checked<Network> {
-        let network = text(value)?.parse();
-        network.or_else(|_| unusable("not a network, give CIDR form such as 10.0.0.0/8"))
+        let network = value.as_str().and_then(|text| text.parse().ok());
+        network.ok_or_else(|| {
+            UnusableError("not a network, give CIDR form such as 10.0.0.0/8".to_owned())
+        })
     }
 
     fn to_json(&self, typed: &Network) -> Value {
@@ -264,20 +257,6 @@ impl Check for FilePath {
             .as_ref()
             .map_or(Value::Null, |path| Value::from(path.to_string_lossy()))
     }
-}
-
-/// The path without needless `/` and `.`.
-pub fn plain_path(text: &str) -> PathBuf {
-    let root = match text.bytes().take_while(|&byte| byte == b'/').count() {
-        0 => "",
-        2 => "//",
-        _ => "/",
-    };
-    let parts = text
-        .split('/')
-        .filter(|part| !part.is_empty() && *part != ".");
-    let path = root.to_owned() + &parts.collect::<Vec<_>>().join("/");
-    PathBuf::from(if path.is_empty() { "." } else { &path })
 }
 
 /// The number that `text` spells, with blanks around it and `_` between digits; else the text.
@@ -393,11 +372,7 @@ pub fn host(value: &Value) -> Checked<String> {
 
 /// The port of an engine.
 pub fn port(value: &Value) -> Checked<u16> {
-    let range = Whole {
-        low: 1,
-        high: MAX_ENGINE_PORT,
-    };
-    range.read_as(value)
+    whole(1, MAX_ENGINE_PORT).read(value)
 }
 
 /// True or false, nothing else.
@@ -406,75 +381,6 @@ pub fn boolean(value: &Value) -> Checked<bool> {
         Value::Bool(flag) => Ok(*flag),
         _ => unusable("not a boolean, give true or false"),
     }
-}
-
-/// The base URL of a registry, without the slash at its end.
-pub fn registry_url(value: &Value) -> Checked<String> {
-    let hint = "give a URL such as http://10.0.0.1:18000";
-    let text = value.as_str().unwrap_or_default();
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return unusable(format!("not a URL, {hint}"));
-    }
-    let (scheme, rest) = match text.split_once(':') {
-        Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_ascii_lowercase(), rest),
-        _ => (String::new(), text),
-    };
-    let (netloc, tail) = match rest.strip_prefix("//") {
-        Some(rest) => rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len())),
-        None => ("", rest),
-    };
-    let Some((host, port)) = host_and_port(netloc) else {
-        return unusable(format!("not a URL, {hint}"));
-    };
-    let may_have_port = matches!(scheme.as_str(), "http" | "https") && !host.is_empty();
-    let port = if may_have_port { port } else { "" };
-    let number = port
-        .parse::<u16>()
-        .ok()
-        .filter(|_| port.bytes().all(|b| b.is_ascii_digit()));
-    if !port.is_empty() && number.is_none() {
-        return unusable(format!("not a URL, {hint}"));
-    }
-    let (before, fragment) = tail.split_once('#').unwrap_or((tail, ""));
-    let query = before.split_once('?').map_or("", |(_, query)| query);
-    if !may_have_port || number == Some(0) || !query.is_empty() || !fragment.is_empty() {
-        return unusable(format!("not a URL of a registry, {hint}"));
-    }
-    if netloc.contains('@') {
-        return unusable(format!(
-            "holds credentials, which would be shown by /health; {hint}"
-        ));
-    }
-    Ok(text.trim_end_matches('/').to_owned())
-}
-
-fn is_scheme(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
-}
-
-/// Host and port (without `:`) of the authority of a URL; None where the brackets make no sense.
-fn host_and_port(netloc: &str) -> Option<(&str, &str)> {
-    if netloc.contains('[') != netloc.contains(']') {
-        return None;
-    }
-    if let Some((_, bracketed)) = netloc.split_once('[') {
-        let inside = bracketed.split(']').next().unwrap_or_default();
-        let address = inside.split('%').next().unwrap_or_default();
-        if !inside.starts_with('v') && address.parse::<Ipv6Addr>().is_err() {
-            return None;
-        }
-    }
-    let at = netloc.rsplit_once('@').map_or(netloc, |(_, host)| host);
-    Some(match at.split_once('[') {
-        Some((_, bracketed)) => {
-            let (host, rest) = bracketed.split_once(']').unwrap_or((bracketed, ""));
-            (host, rest.split_once(':').map_or("", |(_, port)| port))
-        }
-        None => at.split_once(':').unwrap_or((at, "")),
-    })
 }
 
 /// The start of a URL path.
@@ -491,41 +397,4 @@ pub fn path_prefix(value: &Value) -> Checked<String> {
             let hint = "give one that starts with /, such as /v2/";
             UnusableError(format!("not a path prefix, {hint}"))
         })
-}
-
-/// The JSON value in `file`.
-///
-/// It is an error that it can't be read, is no JSON, or repeats a key; the text says where.
-pub fn read_json(file: &Path) -> Checked<Value> {
-    let bytes = fs::read(file).or_else(|error| unusable(unreadable(&error)))?;
-    let text = String::from_utf8(bytes).or_else(|error| {
-        let byte = error.utf8_error().valid_up_to();
-        unusable(format!("not UTF-8 (byte {byte}), save it as UTF-8"))
-    })?;
-    let text = text.replace("\r\n", "\n").replace('\r', "\n");
-    json::parse(&text, Rules::Exact).map_err(|error| match error {
-        JsonError::Syntax {
-            message,
-            line,
-            column,
-            ..
-        } => UnusableError(format!(
-            "not JSON ({message}, line {line}, column {column}), correct it there"
-        )),
-        other => UnusableError(other.to_string()),
-    })
-}
-
-/// Why a file can't be read, as a reason of a fault.
-pub fn unreadable(error: &io::Error) -> String {
-    format!("can't be read ({}), give a readable file", reason_of(error))
-}
-
-/// What the system says, without its number.
-pub fn reason_of(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error")
-        .next()
-        .unwrap_or_default()
-        .to_owned()
 }

@@ -16,8 +16,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
-use crate::utils::checks::reason_of;
-use crate::utils::json::{self, JsonError, Rules};
+use crate::utils::files::reason_of;
+use crate::utils::json;
+use crate::utils::json_parse::{Rules, parse};
 
 /// No usable answer; `refused` when nothing listens at the address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -154,8 +155,7 @@ pub fn parse_json(body: &[u8]) -> Result<Value, FetchError> {
     let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
     let text = std::str::from_utf8(body);
     let text = text.map_err(|error| FetchError::new(format!("not JSON: {error}")))?;
-    json::parse(text, Rules::Lenient)
-        .map_err(|error: JsonError| FetchError::new(format!("not JSON: {error}")))
+    parse(text, Rules::Lenient).map_err(|error| FetchError::new(format!("not JSON: {error}")))
 }
 
 /// The value of an `Authorization` field that shows an API key.
