@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -11,7 +12,7 @@ use tokio::time::timeout;
 use crate::config::RouterConfig;
 use crate::registry::entries::{Models, model_objects, unique};
 use crate::router::table::{Service, TableStore};
-use crate::utils::fetch::{FetchError, Question, bearer, fetch, parse_json};
+use crate::utils::fetch::{FetchError, Question, authorization, fetch, parse_json};
 use crate::utils::json::quoted;
 use crate::utils::tasks::TaskSet;
 
@@ -31,8 +32,7 @@ type Key = (String, String, u16);
 
 /// One task for each engine whose models nobody declared.
 pub struct ModelLearner {
-    timeout: f64,
-    authorization: Option<String>,
+    config: ArcSwap<RouterConfig>,
     store: Arc<TableStore>,
     learned: Mutex<HashMap<Key, Models>>,
     /// Engines known at the start that were not asked yet; None before the start.
@@ -41,17 +41,18 @@ pub struct ModelLearner {
 
 impl ModelLearner {
     /// A learner that has not begun; `run` does the work.
-    pub fn new(config: &RouterConfig, store: Arc<TableStore>) -> Self {
+    pub fn new(config: Arc<RouterConfig>, store: Arc<TableStore>) -> Self {
         Self {
-            timeout: config.health_timeout,
-            authorization: config
-                .engine_api_key
-                .as_ref()
-                .map(|key| bearer(key.reveal())),
+            config: ArcSwap::new(config),
             store,
             learned: Mutex::default(),
             unsettled: watch::Sender::new(None),
         }
+    }
+
+    /// Ask by these settings from now on.
+    pub fn configure(&self, config: Arc<RouterConfig>) {
+        self.config.store(config);
     }
 
     /// Returns when every engine known at the start has been asked once, with any outcome.
@@ -152,11 +153,13 @@ impl ModelLearner {
     }
 
     async fn ask_at(&self, url: &str) -> Result<(u16, Option<Models>), FetchError> {
+        let config = self.config.load_full();
+        let authorization = authorization(&config);
         let question = Question {
             url,
-            timeout: self.timeout,
+            timeout: config.health_timeout,
             limit: MAX_LIST_BYTES,
-            authorization: self.authorization.as_deref(),
+            authorization: authorization.as_deref(),
         };
         let answer = fetch(question).await?;
         Ok((answer.status, listed_models(answer.status, &answer.body)?))

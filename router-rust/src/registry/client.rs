@@ -1,7 +1,8 @@
 //! Reads the list of services from the first registry that answers.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
@@ -40,8 +41,8 @@ pub enum Answer {
 pub struct RegistryClient {
     urls: Vec<String>,
     timeout: f64,
-    current: usize,
-    logged: HashSet<String>,
+    current: AtomicUsize,
+    logged: Mutex<HashSet<String>>,
 }
 
 impl RegistryClient {
@@ -50,8 +51,8 @@ impl RegistryClient {
         Self {
             urls: urls.to_vec(),
             timeout,
-            current: 0,
-            logged: HashSet::new(),
+            current: AtomicUsize::new(0),
+            logged: Mutex::default(),
         }
     }
 
@@ -59,7 +60,7 @@ impl RegistryClient {
     ///
     /// The registry holds its answer back for up to `wait` seconds. A revision means something to
     /// the registry that gave it alone, so the others are asked without.
-    pub async fn fetch(&mut self, since: Option<u64>, wait: f64) -> Result<Answer, RegistryError> {
+    pub async fn fetch(&self, since: Option<u64>, wait: f64) -> Result<Answer, RegistryError> {
         let query = "?healthy=true";
         match since {
             None => self.ask(query, query, wait).await,
@@ -71,7 +72,7 @@ impl RegistryClient {
     }
 
     /// All services, the unhealthy and draining ones too.
-    pub async fn fetch_all(&mut self) -> Result<RegistryAnswer, RegistryError> {
+    pub async fn fetch_all(&self) -> Result<RegistryAnswer, RegistryError> {
         match self.ask("", "", 0.0).await? {
             Answer::List(answer) => Ok(answer),
             Answer::NotModified => {
@@ -82,10 +83,11 @@ impl RegistryClient {
     }
 
     /// Ask the current registry `first`, then each of the others `others`.
-    async fn ask(&mut self, first: &str, others: &str, wait: f64) -> Result<Answer, RegistryError> {
+    async fn ask(&self, first: &str, others: &str, wait: f64) -> Result<Answer, RegistryError> {
         let mut reasons = Vec::new();
+        let current = self.current.load(Ordering::Relaxed);
         for attempt in 0..self.urls.len() {
-            let index = (self.current + attempt) % self.urls.len();
+            let index = (current + attempt) % self.urls.len();
             let (query, patience) = if attempt == 0 {
                 (first, wait)
             } else {
@@ -93,7 +95,7 @@ impl RegistryClient {
             };
             match self.get(index, query, patience + self.timeout).await {
                 Ok(answer) => {
-                    self.current = index;
+                    self.current.store(index, Ordering::Relaxed);
                     return Ok(answer);
                 }
                 Err(error) => reasons.push(format!("{}: {error}", self.urls[index])),
@@ -102,7 +104,7 @@ impl RegistryClient {
         Err(RegistryError(reasons.join("; ")))
     }
 
-    async fn get(&mut self, index: usize, query: &str, limit: f64) -> Result<Answer, FetchError> {
+    async fn get(&self, index: usize, query: &str, limit: f64) -> Result<Answer, FetchError> {
         let url = format!("{}/services{query}", self.urls[index]);
         let fetched = fetch(Question {
             url: &url,
@@ -118,7 +120,7 @@ impl RegistryClient {
         }
     }
 
-    fn parse(&mut self, content: &Value) -> Result<RegistryAnswer, FetchError> {
+    fn parse(&self, content: &Value) -> Result<RegistryAnswer, FetchError> {
         let Some(entries) = content.get("services").and_then(Value::as_array) else {
             return Err(FetchError::new("the answer has no list of services"));
         };
@@ -138,10 +140,11 @@ impl RegistryClient {
         Ok(RegistryAnswer { services, revision })
     }
 
-    fn log_once(&mut self, text: String) {
-        if self.logged.len() < MAX_LOGGED && !self.logged.contains(&text) {
+    fn log_once(&self, text: String) {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() < MAX_LOGGED && !logged.contains(&text) {
             tracing::warn!("registry entry skipped reason={}", quoted(&text));
-            self.logged.insert(text);
+            logged.insert(text);
         }
     }
 }

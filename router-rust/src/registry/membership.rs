@@ -35,7 +35,8 @@ struct Missing {
 /// The services that a registry has named and that are not removed yet.
 #[derive(Debug)]
 pub struct Membership {
-    grace: Duration,
+    /// How long a service that is gone stays.
+    pub grace: Duration,
     services: Services,
     missing: Vec<Missing>,
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -27,18 +27,31 @@ const MAX_LOGGED_MODELS: usize = 8;
 
 /// The one writer of the table's list of services. Static services always stay in it.
 pub struct RegistrySync {
-    statics: Services,
-    interval: Duration,
     client: RegistryClient,
     store: Arc<TableStore>,
     learner: Arc<ModelLearner>,
-    membership: Membership,
     saved: Option<Arc<SavedList>>,
+    state: Mutex<State>,
+}
+
+/// What the sync knows; held for moments, never over an await.
+struct State {
+    statics: Services,
+    interval: Duration,
+    membership: Membership,
     known: bool,
     /// None: not asked yet.
     reachable: Option<bool>,
     revision: Option<u64>,
     polled_at: Instant,
+}
+
+/// What to do next.
+enum Step {
+    Retry,
+    Poll,
+    Sleep(Duration),
+    Watch(u64, Duration),
 }
 
 impl RegistrySync {
@@ -50,81 +63,94 @@ impl RegistrySync {
         learner: Arc<ModelLearner>,
     ) -> Self {
         let saved = |folder: &Path| Arc::new(SavedList::new(folder, config.router_port));
-        Self {
-            statics: config.static_services.clone(),
-            interval: Duration::from_secs_f64(config.registry_sync_interval),
-            client,
-            store,
-            learner,
-            membership: Membership::new(Duration::from_secs_f64(
-                config.service_removal_grace_period,
-            )),
-            saved: config.state_dir.as_deref().map(saved),
+        let mut state = State {
+            statics: Vec::new(),
+            interval: Duration::ZERO,
+            membership: Membership::new(Duration::ZERO),
             known: false,
             reachable: None,
             revision: None,
             polled_at: Instant::now(),
+        };
+        state.read(config);
+        Self {
+            client,
+            store,
+            learner,
+            saved: config.state_dir.as_deref().map(saved),
+            state: Mutex::new(state),
         }
     }
 
+    /// Follow the registry by these settings, and with these static services, from now on.
+    pub fn configure(&self, config: &RouterConfig) {
+        self.state().read(config);
+        self.publish();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Follow the registry until dropped.
-    pub async fn run(mut self) {
+    pub async fn run(self: Arc<Self>) {
         self.first_answer().await;
         loop {
-            let left = (self.polled_at + self.interval).saturating_duration_since(Instant::now());
-            match self.revision {
-                _ if self.reachable != Some(true) => {
-                    sleep(self.interval.min(RETRY_INTERVAL)).await;
+            let step = self.state().next_step();
+            match step {
+                Step::Retry => {
+                    let interval = self.state().interval;
+                    sleep(interval.min(RETRY_INTERVAL)).await;
                     self.poll().await;
                 }
-                _ if left.is_zero() => self.poll().await,
-                None => sleep(left).await,
-                Some(revision) => self.watch(revision, left.max(SHORTEST_WAIT)).await,
+                Step::Poll => self.poll().await,
+                Step::Sleep(left) => sleep(left).await,
+                Step::Watch(revision, wait) => self.watch(revision, wait).await,
             }
         }
     }
 
-    async fn first_answer(&mut self) {
+    async fn first_answer(&self) {
         self.publish();
         if timeout(STARTUP_PATIENCE, self.poll()).await.is_err() {
             let seconds = STARTUP_PATIENCE.as_secs();
-            self.failed(&RegistryError(format!("no answer within {seconds} s")));
+            let error = RegistryError(format!("no answer within {seconds} s"));
+            self.state().failed(&error);
         }
-        if !self.known && self.restore() {
-            self.known = true;
+        let known = self.state().known;
+        if !known && self.restore() {
+            self.state().known = true;
             self.publish();
         }
     }
 
     /// Begin with the saved list; whether there is one.
-    fn restore(&mut self) -> bool {
-        let services = self
-            .saved
-            .as_ref()
-            .map(|saved| saved.load())
-            .unwrap_or_default();
+    fn restore(&self) -> bool {
+        let services = self.saved.as_ref().map(|saved| saved.load());
+        let services = services.unwrap_or_default();
         let any = !services.is_empty();
         if any {
-            tracing::warn!("starting from the saved list services={}", services.len());
-            self.membership.restore(services);
+            let count = services.len();
+            tracing::warn!("starting from the saved list services={count}");
+            self.state().membership.restore(services);
         }
         any
     }
 
     /// Fetch the list as it is.
-    async fn poll(&mut self) {
-        self.polled_at = Instant::now();
+    async fn poll(&self) {
+        self.state().polled_at = Instant::now();
         let taken = match self.client.fetch(None, 0.0).await {
             Ok(answer) => self.take(answer).await,
             Err(error) => Err(error),
         };
         if let Err(error) = taken {
-            self.failed(&error);
+            self.state().failed(&error);
         }
     }
 
     /// Wait for the list to change; ends after `wait` without a change.
-    async fn watch(&mut self, revision: u64, wait: Duration) {
+    async fn watch(&self, revision: u64, wait: Duration) {
         let started = Instant::now();
         let answer = self.client.fetch(Some(revision), wait.as_secs_f64()).await;
         let (unchanged, taken) = match answer {
@@ -132,7 +158,8 @@ impl RegistrySync {
             Err(error) => (false, Err(error)),
         };
         if let Err(error) = taken {
-            return self.failed(&error);
+            self.state().failed(&error);
+            return;
         }
         if unchanged {
             // A registry that does not hold answers back must not be asked without pause.
@@ -143,54 +170,88 @@ impl RegistrySync {
     }
 
     /// Bring an answer into the table: what is new at once, then what is gone.
-    async fn take(&mut self, answer: Answer) -> Result<(), RegistryError> {
+    async fn take(&self, answer: Answer) -> Result<(), RegistryError> {
         if let Answer::List(answer) = answer {
             self.take_list(answer).await?;
         }
         let table = self.store.current();
-        for name in self.membership.expire(Instant::now(), &table.down) {
-            tracing::info!("service removed name={name}");
-        }
-        self.answered();
+        let services = {
+            let mut state = self.state();
+            for name in state.membership.expire(Instant::now(), &table.down) {
+                tracing::info!("service removed name={name}");
+            }
+            state.answered();
+            state.membership.services().clone()
+        };
         self.publish();
-        if let Some(saved) = self.saved.clone()
-            && !self.membership.services().is_empty()
-        {
-            let services = self.membership.services().clone();
+        if let Some(saved) = self.saved.clone().filter(|_| !services.is_empty()) {
             // The file system may be slow; a fault of it is logged there.
             let _ = tokio::task::spawn_blocking(move || saved.save(&services)).await;
         }
         Ok(())
     }
 
-    async fn take_list(&mut self, answer: RegistryAnswer) -> Result<(), RegistryError> {
-        self.revision = answer.revision;
-        if !self.known && !answer.services.iter().any(|service| service.is_engine()) {
+    async fn take_list(&self, answer: RegistryAnswer) -> Result<(), RegistryError> {
+        let known = self.state().known;
+        if !known && !answer.services.iter().any(|service| service.is_engine()) {
             self.restore(); // router and registry started together: engines are on their way
         }
-        self.membership.healthy(&answer.services, Instant::now());
-        self.known = true;
+        {
+            let mut state = self.state();
+            state.revision = answer.revision;
+            state.membership.healthy(&answer.services, Instant::now());
+            state.known = true;
+        }
         self.publish();
-        if self.membership.any_missing() {
+        if self.state().membership.any_missing() {
             let all = self.client.fetch_all().await?;
-            self.membership.listed(&all.services);
+            self.state().membership.listed(&all.services);
         }
         Ok(())
     }
 
     /// Publish static and registered services, if anything changed.
     fn publish(&self) {
-        let names: HashSet<&str> = self.statics.iter().map(|s| s.name.as_str()).collect();
-        let registered = self.membership.services().iter();
-        let registered = registered.filter(|service| !names.contains(service.name.as_str()));
-        let declared = self.statics.iter().chain(registered);
-        let services: Services = declared.map(|service| self.learner.fill(service)).collect();
+        let (declared, known) = {
+            let state = self.state();
+            (state.declared(), state.known)
+        };
+        let filled = declared.iter().map(|service| self.learner.fill(service));
+        let services: Services = filled.collect();
         let before = self.store.current();
-        if services == before.services && self.known == before.known {
+        if services == before.services && known == before.known {
             return;
         }
         log_changes(&before.services, &services);
-        self.store.set_services(services, self.known);
+        self.store.set_services(services, known);
+    }
+}
+
+impl State {
+    fn read(&mut self, config: &RouterConfig) {
+        let grace = config.service_removal_grace_period;
+        self.statics.clone_from(&config.static_services);
+        self.interval = Duration::from_secs_f64(config.registry_sync_interval);
+        self.membership.grace = Duration::from_secs_f64(grace);
+    }
+
+    fn next_step(&self) -> Step {
+        let next_poll = self.polled_at + self.interval;
+        let left = next_poll.saturating_duration_since(Instant::now());
+        match self.revision {
+            _ if self.reachable != Some(true) => Step::Retry,
+            _ if left.is_zero() => Step::Poll,
+            None => Step::Sleep(left),
+            Some(revision) => Step::Watch(revision, left.max(SHORTEST_WAIT)),
+        }
+    }
+
+    /// Static services, then the registered ones that have no name of theirs.
+    fn declared(&self) -> Services {
+        let names: HashSet<&str> = self.statics.iter().map(|s| s.name.as_str()).collect();
+        let registered = self.membership.services().iter();
+        let registered = registered.filter(|service| !names.contains(service.name.as_str()));
+        self.statics.iter().chain(registered).cloned().collect()
     }
 
     fn answered(&mut self) {
@@ -219,26 +280,30 @@ fn is_unchanged(answer: &Answer, revision: u64) -> bool {
 }
 
 fn log_changes(before: &[Arc<Service>], after: &[Arc<Service>]) {
-    let old: HashMap<&str, &Arc<Service>> = before
+    let named = before
         .iter()
-        .map(|service| (service.name.as_str(), service))
-        .collect();
+        .map(|service| (service.name.as_str(), service));
+    let old: HashMap<&str, &Arc<Service>> = named.collect();
     for service in after {
         let (name, (host, port)) = (&service.name, service.address());
-        match old.get(name.as_str()) {
-            None => {
-                let shown = service.models.iter().take(MAX_LOGGED_MODELS);
-                let models = shown.map(String::as_str).collect::<Vec<_>>().join(",");
-                let models = if models.is_empty() { "-" } else { &models };
-                tracing::info!("service added name={name} address={host}:{port} models={models}");
-            }
-            Some(previous)
-                if previous.status != service.status || previous.address() != service.address() =>
-            {
-                let status = &service.status;
-                tracing::info!("service changed name={name} address={host}:{port} status={status}");
-            }
-            Some(_) => {}
+        let Some(previous) = old.get(name.as_str()) else {
+            let shown: Vec<_> = service
+                .models
+                .iter()
+                .take(MAX_LOGGED_MODELS)
+                .cloned()
+                .collect();
+            let models = if shown.is_empty() {
+                "-".to_owned()
+            } else {
+                shown.join(",")
+            };
+            tracing::info!("service added name={name} address={host}:{port} models={models}");
+            continue;
+        };
+        if previous.status != service.status || previous.address() != service.address() {
+            let status = &service.status;
+            tracing::info!("service changed name={name} address={host}:{port} status={status}");
         }
     }
 }

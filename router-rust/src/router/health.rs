@@ -4,9 +4,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
+
 use crate::config::RouterConfig;
 use crate::router::table::{Service, ServiceTable, TableStore};
-use crate::utils::fetch::{FetchError, Question, bearer, fetch};
+use crate::utils::fetch::{FetchError, Question, authorization, fetch};
 use crate::utils::json::quoted;
 use crate::utils::tasks::TaskSet;
 
@@ -78,33 +80,26 @@ type OnChange = Box<dyn Fn(&Service, bool) + Send + Sync>;
 /// A new engine is up until its first probe, at once, says otherwise. Only `down` of the table is
 /// written here: what the registry says and what traffic shows are kept apart (D5).
 pub struct HealthProber {
-    interval: f64,
-    timeout: f64,
-    fall: u32,
-    rise: u32,
+    config: ArcSwap<RouterConfig>,
     store: Arc<TableStore>,
     on_change: OnChange,
     last_checks: Mutex<HashMap<String, f64>>,
-    /// For the engine itself only: a `health_url` may lead anywhere.
-    authorization: Option<String>,
 }
 
 impl HealthProber {
     /// A prober that has not begun; `on_change` hears of each change: the engine, and whether it is up.
-    pub fn new(config: &RouterConfig, store: Arc<TableStore>, on_change: OnChange) -> Self {
+    pub fn new(config: Arc<RouterConfig>, store: Arc<TableStore>, on_change: OnChange) -> Self {
         Self {
-            interval: config.health_interval,
-            timeout: config.health_timeout,
-            fall: config.health_fall,
-            rise: config.health_rise,
+            config: ArcSwap::new(config),
             store,
             on_change,
             last_checks: Mutex::default(),
-            authorization: config
-                .engine_api_key
-                .as_ref()
-                .map(|key| bearer(key.reveal())),
         }
+    }
+
+    /// Probe by these settings from now on.
+    pub fn configure(&self, config: Arc<RouterConfig>) {
+        self.config.store(config);
     }
 
     /// Wall time of the last finished probe, None before the first.
@@ -137,7 +132,8 @@ impl HealthProber {
 
     /// Probe one engine for ever.
     async fn watch(self: Arc<Self>, engine: Arc<Service>) {
-        let mut verdict = RiseFall::new(self.fall, self.rise);
+        let config = self.config.load_full();
+        let mut verdict = RiseFall::new(config.health_fall, config.health_rise);
         self.store.set_down(&engine.name, false); // said of the engine that had the name before
         loop {
             let fault = self.probe(&engine).await;
@@ -145,7 +141,9 @@ impl HealthProber {
             if verdict.count(fault.is_none()) {
                 self.change(&engine, fault.as_deref());
             }
-            let mut interval = self.interval;
+            let config = self.config.load_full();
+            (verdict.fall, verdict.rise) = (config.health_fall, config.health_rise);
+            let mut interval = config.health_interval;
             if verdict.changing() || !verdict.up {
                 interval = interval.min(FAST_INTERVAL);
             }
@@ -200,10 +198,11 @@ impl HealthProber {
 
     /// An engine without a babysitter: its health call, or its models list where it has none.
     async fn ask_itself(&self, urls: &[String]) -> Result<Option<String>, FetchError> {
-        let key = self.authorization.as_deref();
+        // For the engine itself only: a `health_url` may lead anywhere.
+        let authorization = authorization(&self.config.load());
         let mut answered = 0;
         for (index, url) in urls.iter().enumerate() {
-            answered = self.status(url, key).await?;
+            answered = self.status(url, authorization.as_deref()).await?;
             if NOT_HERE.contains(&answered) {
                 continue;
             }
@@ -224,7 +223,7 @@ impl HealthProber {
     async fn status(&self, url: &str, authorization: Option<&str>) -> Result<u16, FetchError> {
         let question = Question {
             url,
-            timeout: self.timeout,
+            timeout: self.config.load().health_timeout,
             limit: MAX_ANSWER_BYTES,
             authorization,
         };

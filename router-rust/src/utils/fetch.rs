@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
+use crate::config::RouterConfig;
 use crate::utils::files::reason_of;
 use crate::utils::json;
 use crate::utils::json_parse::{Rules, parse};
@@ -158,7 +159,8 @@ pub fn parse_json(body: &[u8]) -> Result<Value, FetchError> {
     parse(text, Rules::Lenient).map_err(|error| FetchError::new(format!("not JSON: {error}")))
 }
 
-/// The value of an `Authorization` field that shows an API key.
-pub fn bearer(key: &str) -> String {
-    format!("Bearer {key}")
+/// The `Authorization` field that shows engines the configured API key.
+pub fn authorization(config: &RouterConfig) -> Option<String> {
+    let key = config.engine_api_key.as_ref()?;
+    Some(format!("Bearer {}", key.reveal()))
 }
