@@ -10,6 +10,7 @@ MAX_CHUNK_LINE: Final = 256
 MAX_TRAILERS: Final = 16 * 1024
 BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
@@ -63,6 +64,12 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
         """See BodyReader. Chunks that arrive together come back as one payload."""
+        # Most reads of a stream are one whole chunk.
+        if self._state == self.SIZE and not self._held and (size := _CHUNK.match(data)):
+            start = size.end()
+            end = start + int(size[1], 16)
+            if end > start and end + 2 == len(data) and data.endswith(b"\r\n"):
+                return data[start:end], b""
         if self._held:
             data, self._held = self._held + data, b""
         parts: list[bytes] = []

@@ -116,7 +116,7 @@ class Relay:
         self.bytes_sent += len(payload)
         if self.event_stream:
             tail = self._tail
-            tail += payload[-TAIL:]
+            tail += payload if len(payload) <= TAIL else payload[-TAIL:]
             if len(tail) > 4 * TAIL:
                 del tail[:-TAIL]
 
