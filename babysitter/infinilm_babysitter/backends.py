@@ -110,7 +110,12 @@ def _surroundings(section: Section) -> tuple[str | None, dict[str, str]]:
 
 
 def _words(section: Section, key: str, text: str) -> tuple[str, ...]:
-    """A command that may hold blanks and quotes, as words. Never used on `args`."""
+    """A command as words: blanks part them, unless the whole text is the path of a program.
+
+    Never used on `args`.
+    """
+    if Path(text).is_file():
+        return (text,)
     try:
         return tuple(shlex.split(text))
     except ValueError as error:

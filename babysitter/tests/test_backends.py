@@ -25,6 +25,12 @@ def test_a_command_is_split_at_blanks_and_its_args_are_not() -> None:
     assert launch.argv == ("python3", "-m", "my engine", "one two", "--p=8100")
 
 
+def test_a_program_whose_path_holds_blanks_is_not_split(tmp_path: Path) -> None:
+    program = tmp_path / "my engine"
+    program.touch()
+    assert build("command", command=str(program), args=["x"]).argv == (str(program), "x")
+
+
 def test_a_command_gets_its_environment_and_directory() -> None:
     launch = build("command", command="run", work_dir="/w", env={"URL": "http://{host}:{port}"})
     assert (launch.cwd, launch.env) == ("/w", {"URL": "http://10.0.0.5:8100"})
