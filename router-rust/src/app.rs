@@ -1,1 +1,351 @@
+//! The router as a whole: makes the parts, runs the loops, drains and cleans up.
 
+use std::io::{self, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, LocalSet};
+use tokio::time::{sleep, timeout};
+use tracing::{error, info, warn};
+
+use crate::config::RouterConfig;
+use crate::config_load::ConfigError;
+use crate::handlers::context::Context;
+use crate::models::catalog::ModelCatalog;
+use crate::models::learner::ModelLearner;
+use crate::proxy::gateway::{Settings, Shared};
+use crate::proxy::worker::{Orders, Phase, serve_thread};
+use crate::registry::client::RegistryClient;
+use crate::registry::sync::RegistrySync;
+use crate::router::health::{HealthProber, wall_time};
+use crate::router::load::LoadBook;
+use crate::router::table::TableStore;
+use crate::utils::listen::{bind_all, plain_reason};
+use crate::utils::logging::LogLevel;
+use crate::utils::time::seconds;
+
+const FIRST_MODELS_TIME: Duration = Duration::from_secs(1);
+
+type Reload = Box<dyn Fn() -> Result<RouterConfig, ConfigError>>;
+type Configured = Box<dyn Fn(&Arc<RouterConfig>)>;
+
+/// Owns every part and every task; `run` returns when all of them have ended.
+///
+/// `reload` reads the configuration again (SIGHUP).
+pub struct App {
+    config: Arc<RouterConfig>,
+    log_level: LogLevel,
+    reload: Reload,
+    configured: Vec<Configured>,
+    loops: Vec<AbortHandle>,
+    draining: Arc<AtomicBool>,
+}
+
+/// The signals that the router knows.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// SIGTERM or SIGINT.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// SIGHUP, or one of those that stop the router: true.
+    async fn reload_or_stop(&mut self) -> bool {
+        tokio::select! {
+            _ = self.terminate.recv() => true,
+            _ = self.interrupt.recv() => true,
+            _ = self.hangup.recv() => false,
+        }
+    }
+}
+
+/// The threads that serve, and the way to tell them what to do.
+struct Workers {
+    shared: Arc<Shared>,
+    orders: watch::Sender<Orders>,
+    /// Ends when every worker has.
+    running: mpsc::Receiver<()>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Workers {
+    fn order(&self, phase: Phase) {
+        self.orders.send_modify(|orders| orders.phase = phase);
+    }
+
+    /// Balancers see /health say 503 for `delay`, then the port closes, then the rest ends.
+    async fn drained(&mut self, delay: Duration) {
+        sleep(delay).await;
+        self.order(Phase::Closing);
+        self.ended().await;
+    }
+
+    async fn ended(&mut self) {
+        while self.running.recv().await.is_some() {}
+    }
+
+    fn join(self) {
+        for thread in self.threads {
+            if thread.join().is_err() {
+                error!("a serving thread died");
+            }
+        }
+    }
+}
+
+impl App {
+    /// An app that has not begun; `run` does the work.
+    pub fn new(config: RouterConfig, log_level: LogLevel, reload: Reload) -> Self {
+        Self {
+            config: Arc::new(config),
+            log_level,
+            reload,
+            configured: Vec::new(),
+            loops: Vec::new(),
+            draining: Arc::default(),
+        }
+    }
+
+    /// Serve until SIGTERM or SIGINT, then drain. Returns the exit code.
+    pub fn run(mut self) -> ExitCode {
+        let started = new_runtime().and_then(|runtime| {
+            let local = LocalSet::new();
+            local.block_on(&runtime, self.serve())
+        });
+        match started {
+            Ok(()) => {
+                info!("stopped");
+                ExitCode::SUCCESS
+            }
+            Err(reason) => {
+                let (host, port) = (&self.config.host, self.config.router_port);
+                error!(
+                    "can't listen address={host}:{port} reason={}",
+                    plain_reason(&reason)
+                );
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    async fn serve(&mut self) -> io::Result<()> {
+        let mut signals = Signals::new()?;
+        let (shared, learner) = self.build();
+        // Engines that name no models are asked before the first client comes, if they answer soon.
+        let _ = timeout(FIRST_MODELS_TIME, learner.settled()).await;
+        let (listeners, address) = bind_all(&self.config)?;
+        let mut workers = self.start_workers(shared, listeners)?;
+        self.announce(address)?;
+        while !signals.reload_or_stop().await {
+            self.configure(&workers);
+        }
+        self.drain(&mut workers, &mut signals).await;
+        workers.join();
+        for running in &self.loops {
+            running.abort();
+        }
+        Ok(())
+    }
+
+    fn build(&mut self) -> (Arc<Shared>, Arc<ModelLearner>) {
+        let config = Arc::clone(&self.config);
+        let book = Arc::new(LoadBook::new(config.max_errors));
+        let forgetting = Arc::clone(&book);
+        let store = Arc::new(TableStore::new(Some(Box::new(move |services| {
+            forgetting.forget_missing(services);
+        }))));
+        store.set_services(
+            config.static_services.clone(),
+            config.registry_urls.is_empty(),
+        );
+        let learner = Arc::new(ModelLearner::new(Arc::clone(&config), Arc::clone(&store)));
+        // The threads see in the table which engines went down, and drop their connections.
+        let prober =
+            HealthProber::new(Arc::clone(&config), Arc::clone(&store), Box::new(|_, _| {}));
+        let prober = Arc::new(prober);
+        let draining = Arc::clone(&self.draining);
+        let context = Context {
+            config: Arc::clone(&config),
+            store: Arc::clone(&store),
+            load: Arc::clone(&book),
+            catalog: ModelCatalog::new(Arc::clone(&store)),
+            prober: Arc::clone(&prober),
+            draining: Box::new(move || draining.load(Ordering::Relaxed)),
+            started_at: wall_time(),
+        };
+        self.start_loops(&prober, &learner, &store);
+        self.configured.push(Box::new({
+            let book = Arc::clone(&book);
+            move |new| book.lock().max_fails = new.max_errors
+        }));
+        (Arc::new(Shared::new(store, book, context)), learner)
+    }
+
+    fn start_loops(
+        &mut self,
+        prober: &Arc<HealthProber>,
+        learner: &Arc<ModelLearner>,
+        store: &Arc<TableStore>,
+    ) {
+        let config = Arc::clone(&self.config);
+        let (probing, learning) = (Arc::clone(prober), Arc::clone(learner));
+        self.configured.push(Box::new(move |new| {
+            probing.configure(Arc::clone(new));
+            learning.configure(Arc::clone(new));
+        }));
+        self.start("health", Arc::clone(prober).run());
+        self.start("models", Arc::clone(learner).run());
+        let (learner, store) = (Arc::clone(learner), Arc::clone(store));
+        if config.registry_urls.is_empty() {
+            self.configured.push(Box::new(move |new| {
+                let statics = new.static_services.iter();
+                store.set_services(statics.map(|s| learner.fill(s)).collect(), true);
+            }));
+            return;
+        }
+        let client = RegistryClient::new(&config.registry_urls, config.health_timeout);
+        let sync = Arc::new(RegistrySync::new(&config, client, store, learner));
+        self.start("registry", Arc::clone(&sync).run());
+        self.configured
+            .push(Box::new(move |new| sync.configure(new)));
+    }
+
+    fn start(&mut self, name: &'static str, running: impl Future<Output = ()> + 'static) {
+        let task = tokio::task::spawn_local(running);
+        self.loops.push(task.abort_handle());
+        tokio::task::spawn_local(async move {
+            // A loop that ends by itself is a fault that must be seen.
+            if task.await.is_err_and(|ended| ended.is_panic()) {
+                error!("loop died name={name}");
+            }
+        });
+    }
+
+    /// One thread for each group of listeners; this one serves the last.
+    fn start_workers(
+        &self,
+        shared: Arc<Shared>,
+        mut listeners: Vec<Vec<TcpListener>>,
+    ) -> io::Result<Workers> {
+        let settings = Arc::new(Settings::new(Arc::clone(&self.config)));
+        let phase = Phase::Serving;
+        let (orders, receiver) = watch::channel(Orders { phase, settings });
+        let (alive, running) = mpsc::channel(1);
+        let own = listeners.pop().unwrap_or_default();
+        let mut threads = Vec::new();
+        for listeners in listeners {
+            let (shared, orders) = (Arc::clone(&shared), receiver.clone());
+            let (alive, runtime) = (alive.clone(), new_runtime()?);
+            threads.push(std::thread::Builder::new().spawn(move || {
+                let _alive = alive;
+                LocalSet::new().block_on(&runtime, serve_thread(shared, listeners, orders));
+            })?);
+        }
+        tokio::task::spawn_local({
+            let shared = Arc::clone(&shared);
+            async move {
+                let _alive = alive;
+                serve_thread(shared, own, receiver).await;
+            }
+        });
+        Ok(Workers {
+            shared,
+            orders,
+            running,
+            threads,
+        })
+    }
+
+    /// Not by the log: scripts wait for this line, whatever the log level.
+    fn announce(&self, address: SocketAddr) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        writeln!(
+            out,
+            "listening on http://{address} policy={}",
+            self.config.policy
+        )?;
+        out.flush()
+    }
+
+    /// Apply the configuration as it stands now; a bad one changes nothing.
+    fn configure(&mut self, workers: &Workers) {
+        let mut new = match (self.reload)() {
+            Ok(new) => new,
+            Err(faults) => {
+                error!("configuration not reloaded, going on with the last one:\n{faults}");
+                return;
+            }
+        };
+        keep_what_needs_restart(&self.config, &mut new);
+        self.log_level.set(new.log_level);
+        self.config = Arc::new(new);
+        for configure in &self.configured {
+            configure(&self.config);
+        }
+        let settings = Arc::new(Settings::new(Arc::clone(&self.config)));
+        workers
+            .orders
+            .send_modify(|orders| orders.settings = settings);
+        info!("configuration reloaded");
+    }
+
+    /// Stop taking requests, let running ones end; a second signal ends at once.
+    async fn drain(&self, workers: &mut Workers, signals: &mut Signals) {
+        info!("draining in_flight={}", workers.shared.book.in_flight());
+        self.draining.store(true, Ordering::Relaxed);
+        workers.order(Phase::Draining);
+        let delay = seconds(self.config.drain_delay);
+        let limit = delay + seconds(self.config.drain_timeout);
+        let phase = tokio::select! {
+            () = workers.drained(delay) => return,
+            () = sleep(limit) => Phase::Ending,
+            () = signals.stop() => {
+                info!("second signal: stopping at once");
+                Phase::Stopped
+            }
+        };
+        workers.order(phase);
+        workers.ended().await;
+    }
+}
+
+/// Take over nothing that a running router can't change.
+fn keep_what_needs_restart(old: &RouterConfig, new: &mut RouterConfig) {
+    fn keep<T: Clone + PartialEq>(name: &str, old: &T, new: &mut T) {
+        if new != old {
+            warn!("setting needs a restart name={name}");
+            new.clone_from(old);
+        }
+    }
+    keep("host", &old.host, &mut new.host);
+    keep("router_port", &old.router_port, &mut new.router_port);
+    keep("registry_urls", &old.registry_urls, &mut new.registry_urls);
+    keep("state_dir", &old.state_dir, &mut new.state_dir);
+}
+
+fn new_runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}

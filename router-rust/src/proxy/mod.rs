@@ -8,3 +8,4 @@ pub mod pool;
 pub mod relay;
 pub mod request;
 pub mod server;
+pub mod worker;

@@ -78,8 +78,8 @@ impl InFlight {
     pub fn first_byte(&mut self, outcome: Outcome, now: Instant) {
         let elapsed = now.saturating_duration_since(self.started).as_secs_f64();
         let mut book = self.book.lock();
-        if outcome == Outcome::Ok {
-            book.judge(&self.service, outcome, now, self.probation);
+        if self.probation && outcome == Outcome::Ok {
+            book.judge(&self.service, outcome, now, true);
             end_probation(&mut self.probation, &mut book, &self.service.name);
         }
         let load = book.of(&self.service.name);
@@ -176,7 +176,8 @@ pub struct Book {
     /// Whether `is_ejected` can be true for anyone.
     pub any_ejected: bool,
     pub retries: RetryBudget,
-    max_fails: u32,
+    /// Failures in a row that eject an engine, 0 = never.
+    pub max_fails: u32,
     jitter: fn() -> f64,
     loads: HashMap<String, EngineLoad>,
     turns: HashMap<String, HashMap<String, f64>>,

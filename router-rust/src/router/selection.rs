@@ -1,7 +1,178 @@
 //! Which engine serves a request: candidates first, then a policy. No network, clock or lock.
 
-use crate::router::table::ServiceTable;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::time::Instant;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::router::load::{Book, entry};
+use crate::router::table::{Service, ServiceTable, preferred};
 use crate::utils::errors::{Code, RouterError};
+
+/// `consistent_hash`: no engine above this multiple of the mean in flight.
+const BOUNDED_LOAD: f64 = 1.25;
+
+type Candidates<'a> = Cow<'a, [Arc<Service>]>;
+
+/// What selection knows of a request.
+///
+/// `model` None means that any engine will do; `key` groups requests that should meet the same
+/// engine (None: no such wish); `prompt` is the prompt's first 1,024 bytes as they stand in the
+/// body, `prompt_bytes` its size; `client` is the address of who asks; `tried` names the engines
+/// that were tried without success.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    pub model: Option<String>,
+    pub stream: bool,
+    pub key: Option<Vec<u8>>,
+    pub prompt: Vec<u8>,
+    pub prompt_bytes: usize,
+    pub client: String,
+    pub tried: Vec<String>,
+}
+
+/// The engine, and why it was chosen (both texts make the value of `x-infinilm-policy`).
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub service: Arc<Service>,
+    pub policy: &'static str,
+    pub why: &'static str,
+}
+
+/// How to choose among candidates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    #[default]
+    RoundRobin,
+    LeastLoaded,
+    PowerOfTwo,
+    ConsistentHash,
+    IpHash,
+    Random,
+}
+
+impl Policy {
+    /// The policy of this name; names are checked with the configuration.
+    pub fn named(name: &str) -> Self {
+        match name {
+            "least_loaded" => Self::LeastLoaded,
+            "power_of_two" => Self::PowerOfTwo,
+            "consistent_hash" => Self::ConsistentHash,
+            "ip_hash" => Self::IpHash,
+            "random" => Self::Random,
+            _ => Self::RoundRobin,
+        }
+    }
+
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round_robin",
+            Self::LeastLoaded => "least_loaded",
+            Self::PowerOfTwo => "power_of_two",
+            Self::ConsistentHash => "consistent_hash",
+            Self::IpHash => "ip_hash",
+            Self::Random => "random",
+        }
+    }
+
+    fn pick<'a>(
+        self,
+        candidates: &'a [Arc<Service>],
+        request: &Request,
+        book: &mut Book,
+    ) -> (&'a Arc<Service>, &'static str) {
+        match self {
+            Self::RoundRobin => (round_robin(candidates, request, book), "; its turn"),
+            Self::LeastLoaded => (
+                least_loaded(candidates, request, book),
+                "; fewest in flight",
+            ),
+            Self::PowerOfTwo => (power_of_two(candidates, book), "; the less loaded of two"),
+            Self::ConsistentHash => consistent_hash(candidates, request, book),
+            Self::IpHash => (
+                rendezvous(request.client.as_bytes(), candidates, book),
+                "; client address",
+            ),
+            Self::Random => (by_lot(candidates), "; by lot"),
+        }
+    }
+}
+
+/// The settings of selection: the policy and the prompt size (bytes) that parts tiers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    pub policy: Policy,
+    pub cache_type_threshold: u64,
+}
+
+/// Choose an engine; None when all that could serve were tried already.
+///
+/// # Errors
+///
+/// `model_not_found` or `no_healthy_engine`.
+pub fn choose(
+    table: &ServiceTable,
+    request: &Request,
+    book: &mut Book,
+    now: Instant,
+    rules: Rules,
+) -> Result<Option<Choice>, RouterError> {
+    let mut candidates = candidates(table, request, book, now)?;
+    if candidates.len() > 1 {
+        candidates = cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold);
+    }
+    let policy = rules.policy;
+    let (service, why) = match &*candidates {
+        [] => return Ok(None),
+        [only] => {
+            // Its turn is counted all the same, or it would be owed a burst when others return.
+            if policy == Policy::RoundRobin {
+                round_robin(&candidates, request, book);
+            }
+            (only, "; only candidate")
+        }
+        several => policy.pick(several, request, book),
+    };
+    Ok(Some(Choice {
+        service: Arc::clone(service),
+        policy: policy.name(),
+        why,
+    }))
+}
+
+fn candidates<'a>(
+    table: &'a ServiceTable,
+    request: &Request,
+    book: &Book,
+    now: Instant,
+) -> Result<Candidates<'a>, RouterError> {
+    let model = request.model.as_deref();
+    let up = table.candidates(model);
+    if up.is_empty() {
+        return Err(nobody_up(table, model));
+    }
+    if !book.any_ejected && request.tried.is_empty() {
+        return Ok(Cow::Borrowed(table.preferred(model)));
+    }
+    let ejected = |s: &Service| book.get(&s.name).is_some_and(|load| load.is_ejected(now));
+    let mut free: Vec<_> = up.iter().filter(|s| !ejected(s)).cloned().collect();
+    // Ejection protects requests from a few bad engines. When it would take more than half of a
+    // model's engines, the cause is more likely to be common to all, and trying beats refusing.
+    if 2 * free.len() < up.len() {
+        free = up.to_vec();
+    }
+    if !request.tried.is_empty() {
+        free.retain(|s| !request.tried.contains(&s.name));
+        if free.is_empty() {
+            free = up.to_vec();
+            free.retain(|s| !request.tried.contains(&s.name));
+        }
+    }
+    Ok(Cow::Owned(preferred(&free)))
+}
 
 /// Why no engine can serve `model`.
 pub fn nobody_up(table: &ServiceTable, model: Option<&str>) -> RouterError {
@@ -14,4 +185,138 @@ pub fn nobody_up(table: &ServiceTable, model: Option<&str>) -> RouterError {
     }
     let text = format!("The model '{model}' does not exist; GET /v1/models lists what is served");
     RouterError::new(Code::ModelNotFound, text).with_param("model")
+}
+
+/// Long prompts prefer engines with a static cache, others those with a paged one.
+fn cache_tier(candidates: Candidates<'_>, prompt_bytes: usize, threshold: u64) -> Candidates<'_> {
+    if !candidates
+        .iter()
+        .any(|s| s.metadata.contains_key("cache_type"))
+    {
+        return candidates;
+    }
+    let long = u64::try_from(prompt_bytes).is_ok_and(|bytes| bytes > threshold);
+    let wanted = if long { "static" } else { "paged" };
+    let is_wanted =
+        |s: &Service| s.metadata.get("cache_type").and_then(Value::as_str) == Some(wanted);
+    let tier: Vec<_> = candidates
+        .iter()
+        .filter(|s| is_wanted(s))
+        .cloned()
+        .collect();
+    if tier.is_empty() {
+        return candidates;
+    }
+    Cow::Owned(tier)
+}
+
+/// The weight to divide and to add by: 0 means "only when nobody else is left".
+fn weight(service: &Service) -> f64 {
+    if service.weight == 0.0 {
+        1.0
+    } else {
+        service.weight
+    }
+}
+
+/// Smooth weighted round-robin, as nginx interleaves: 5:1:1 gives a a b a c a a.
+fn round_robin<'a>(
+    candidates: &'a [Arc<Service>],
+    request: &Request,
+    book: &mut Book,
+) -> &'a Arc<Service> {
+    let turns = book.turns(request.model.as_deref());
+    let (mut best, mut best_turn, mut total) = (&candidates[0], f64::NEG_INFINITY, 0.0);
+    for service in candidates {
+        let weight = weight(service);
+        total += weight;
+        let turn = entry(turns, &service.name);
+        *turn += weight;
+        if *turn > best_turn {
+            (best, best_turn) = (service, *turn);
+        }
+    }
+    *entry(turns, &best.name) -= total;
+    best
+}
+
+fn least_loaded<'a>(
+    candidates: &'a [Arc<Service>],
+    request: &Request,
+    book: &mut Book,
+) -> &'a Arc<Service> {
+    let least = candidates
+        .iter()
+        .map(|s| load(s, book))
+        .fold(f64::INFINITY, f64::min);
+    let is_least = |s: &&Arc<Service>| load(s, book) <= least;
+    let equal: Vec<_> = candidates.iter().filter(is_least).cloned().collect();
+    let chosen = Arc::clone(round_robin(&equal, request, book));
+    candidates
+        .iter()
+        .find(|s| Arc::ptr_eq(s, &chosen))
+        .unwrap_or(&candidates[0])
+}
+
+fn load(service: &Service, book: &Book) -> f64 {
+    f64::from(book.in_flight_of(&service.name)) / weight(service)
+}
+
+fn power_of_two<'a>(candidates: &'a [Arc<Service>], book: &Book) -> &'a Arc<Service> {
+    let first = fastrand::usize(..candidates.len());
+    let other = (first + fastrand::usize(1..candidates.len())) % candidates.len();
+    let (first, other) = (&candidates[first], &candidates[other]);
+    if load(other, book) < load(first, book) {
+        other
+    } else {
+        first
+    }
+}
+
+fn by_lot(candidates: &[Arc<Service>]) -> &Arc<Service> {
+    let total: f64 = candidates.iter().map(|s| weight(s)).sum();
+    let mut lot = fastrand::f64() * total;
+    for service in candidates {
+        lot -= weight(service);
+        if lot < 0.0 {
+            return service;
+        }
+    }
+    &candidates[candidates.len() - 1]
+}
+
+fn consistent_hash<'a>(
+    candidates: &'a [Arc<Service>],
+    request: &Request,
+    book: &Book,
+) -> (&'a Arc<Service>, &'static str) {
+    let key = request.key.as_deref();
+    let why = match key {
+        Some(key) if !key.is_empty() => "; affinity key",
+        _ => "; prompt head",
+    };
+    (
+        rendezvous(key.unwrap_or(&request.prompt), candidates, book),
+        why,
+    )
+}
+
+/// Highest random weight (Thaler and Ravishankar, 1998) with bounded load.
+///
+/// The order of engines for a key depends on their names only, so it is the same in every
+/// replica; an engine that holds more than `BOUNDED_LOAD` times the mean in flight is passed over.
+pub fn rendezvous<'a>(key: &[u8], candidates: &'a [Arc<Service>], book: &Book) -> &'a Arc<Service> {
+    let in_flight = |s: &Service| f64::from(book.in_flight_of(&s.name));
+    let total: f64 = candidates.iter().map(|s| in_flight(s)).sum::<f64>() + 1.0;
+    #[expect(clippy::cast_precision_loss, reason = "a count of engines is small")]
+    let bound = BOUNDED_LOAD * total / candidates.len() as f64;
+    let rank = |s: &Arc<Service>| (xxh3_64_with_seed(key, engine_id(&s.name)), s.name.clone());
+    let free = candidates.iter().filter(|s| in_flight(s) < bound);
+    free.max_by_key(|s| rank(s))
+        .or_else(|| candidates.iter().max_by_key(|s| rank(s)))
+        .unwrap_or(&candidates[0])
+}
+
+fn engine_id(name: &str) -> u64 {
+    xxh3_64(name.as_bytes())
 }

@@ -7,6 +7,8 @@ use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
 use tokio::sync::Notify;
 
+use crate::utils::headers::push_decimal;
+
 pub const ENGINE_TYPE: &str = "openai-api";
 pub const MAX_NAMED_MODELS: usize = 10_000;
 
@@ -83,6 +85,17 @@ impl Service {
     /// The value of the `Host` field in requests to it.
     pub fn host_field(&self) -> String {
         self.netloc(u32::from(self.port))
+    }
+
+    /// The same, written behind what is there.
+    pub fn push_host_field(&self, out: &mut Vec<u8>) {
+        if self.host.contains(':') {
+            out.extend_from_slice(self.host_field().as_bytes());
+            return;
+        }
+        out.extend_from_slice(self.host.as_bytes());
+        out.push(b':');
+        push_decimal(out, u64::from(self.port));
     }
 
     /// Where to probe, in the order to try: see `router::health`.
@@ -305,10 +318,10 @@ impl TableStore {
             .map(|s| s.name.clone())
             .collect();
         let named = all_named(&current.named, &services);
+        self.publish(ServiceTable::new(services.clone(), known, down, named));
         if let Some(on_services) = &self.on_services {
             on_services(&services);
         }
-        self.publish(ServiceTable::new(services, known, down, named));
     }
 
     /// Publish the probes' verdict on one service.

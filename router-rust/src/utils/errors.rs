@@ -126,13 +126,13 @@ impl RouterError {
         self.status.unwrap_or(self.code.status())
     }
 
-    /// The header fields that tell this error apart, `Retry-After` included.
-    pub fn headers(&self) -> Vec<(&'static str, String)> {
-        let mut fields = vec![("x-infinilm-error", self.code.text().to_owned())];
+    /// The header fields that tell this error apart, as they stand on the wire.
+    pub fn header_lines(&self) -> Vec<u8> {
+        let mut lines = format!("x-infinilm-error: {}\r\n", self.code.text());
         if let Some(seconds) = self.code.retry_after() {
-            fields.push(("retry-after", seconds.to_string()));
+            lines.push_str(&format!("retry-after: {seconds}\r\n"));
         }
-        fields
+        lines.into_bytes()
     }
 
     /// The JSON object in `OpenAI`'s shape, compact, UTF-8.

@@ -8,6 +8,7 @@ pub mod files;
 pub mod headers;
 pub mod json;
 pub mod json_parse;
+pub mod listen;
 pub mod logging;
 pub mod network;
 pub mod tasks;
