@@ -1,0 +1,414 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use infini_router::config::{RouterConfig, Secret};
+use infini_router::router::health::{HealthProber, RiseFall};
+use infini_router::router::table::{Service, TableStore};
+use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpListener;
+
+use crate::rig::{
+    FakeServer, Running, engine, free_port, listed, metadata, quick, raw_server, read_head,
+    running, until, with,
+};
+
+/// A prober at work, its table, and every change of verdict.
+struct Probed {
+    store: Arc<TableStore>,
+    prober: Arc<HealthProber>,
+    changes: Arc<Mutex<Vec<(String, bool)>>>,
+    _running: Running,
+}
+
+impl Probed {
+    fn start(services: impl IntoIterator<Item = Service>, config: RouterConfig) -> Self {
+        let store = Arc::new(TableStore::default());
+        store.set_services(listed(services), true);
+        let changes = Arc::<Mutex<Vec<(String, bool)>>>::default();
+        let seen = Arc::clone(&changes);
+        let on_change = move |service: &Service, up| {
+            seen.lock().unwrap().push((service.name.clone(), up));
+        };
+        let prober = HealthProber::new(Arc::new(config), Arc::clone(&store), Box::new(on_change));
+        let prober = Arc::new(prober);
+        let _running = running(Arc::clone(&prober).run());
+        Self {
+            store,
+            prober,
+            changes,
+            _running,
+        }
+    }
+
+    fn down(&self) -> Vec<String> {
+        let mut down: Vec<_> = self.store.current().down.iter().cloned().collect();
+        down.sort();
+        down
+    }
+
+    fn changes(&self) -> Vec<(String, bool)> {
+        self.changes.lock().unwrap().clone()
+    }
+}
+
+fn slow() -> RouterConfig {
+    RouterConfig {
+        health_interval: 60.0,
+        ..quick()
+    }
+}
+
+/// `+` good, `-` bad -> after each result `U` up or `D` down.
+fn verdicts(results: &str) -> String {
+    let mut counter = RiseFall::new(3, 2);
+    let mut judge = |result| {
+        let before = counter.up;
+        assert_eq!(counter.count(result == '+'), counter.up != before);
+        if counter.up { 'U' } else { 'D' }
+    };
+    results.chars().map(&mut judge).collect()
+}
+
+#[test]
+fn three_bad_results_in_a_row_take_out_and_two_good_ones_bring_back() {
+    assert_eq!(verdicts("+-+--+---"), "UUUUUUUUD");
+    assert_eq!(verdicts("+---+-++"), "UUUDDDDU");
+    assert_eq!(verdicts("-"), "D");
+    assert_eq!(verdicts("-++"), "DDU");
+    let flapping = format!("+{}", "-+".repeat(30));
+    assert_eq!(verdicts(&flapping), "U".repeat(61));
+}
+
+#[test]
+fn results_against_the_verdict_make_probes_come_faster() {
+    let mut counter = RiseFall::new(3, 2);
+    let mut after = |good| {
+        counter.count(good);
+        counter.changing()
+    };
+    let changing: Vec<_> = "+--+---+"
+        .chars()
+        .map(|result| after(result == '+'))
+        .collect();
+    assert_eq!(
+        changing,
+        [false, true, true, false, true, true, false, true]
+    );
+}
+
+#[tokio::test]
+async fn an_engine_goes_down_after_three_bad_probes_and_comes_back_after_two_good_ones() {
+    let port = free_port().await;
+    let sitter = FakeServer::start_at(port + 1).await;
+    let results = [200, 503, 503, 200, 503, 503, 503, 200];
+    sitter.answers(
+        "/health",
+        results
+            .iter()
+            .map(|&status| (status, "{}".to_owned()))
+            .collect(),
+    );
+    let probed = Probed::start([engine("a", port, &[])], quick());
+    until("down", || probed.down() == ["a"]).await;
+    assert_eq!(sitter.heads().len(), 7);
+    until("up", || probed.down().is_empty()).await;
+    assert_eq!(sitter.heads().len(), 9);
+    assert_eq!(
+        probed.changes(),
+        [("a".to_owned(), false), ("a".to_owned(), true)]
+    );
+}
+
+#[tokio::test]
+async fn a_new_engine_is_routable_at_once_and_out_when_its_first_probe_fails() {
+    let probed = Probed::start([], slow());
+    probed
+        .store
+        .set_services(listed([engine("dead", free_port().await, &[])]), true);
+    assert_eq!(probed.store.current().healthy_engines.len(), 1);
+    until("down", || probed.down() == ["dead"]).await;
+    assert!(probed.prober.last_check("dead").is_some());
+}
+
+/// Who answers what, as (path, status), None = nobody listens; whether the engine is up then, and
+/// who was asked for what.
+type Answers<'a> = Option<&'a [(&'a str, u16)]>;
+
+async fn probes_go(sitter: Answers<'_>, itself: Answers<'_>, up: bool, asked: &[&str]) {
+    let port = free_port().await;
+    let mut servers = Vec::new();
+    for (who, answers, at) in [("sitter", sitter, port + 1), ("itself", itself, port)] {
+        if let Some(answers) = answers {
+            let server = FakeServer::start_at(at).await;
+            for (path, status) in answers {
+                server.answer(path, *status, "{}");
+            }
+            servers.push((who, server));
+        }
+    }
+    let probed = Probed::start([engine("a", port, &[])], slow());
+    until("probed", || probed.prober.last_check("a").is_some()).await;
+    assert_eq!(probed.down().is_empty(), up, "{asked:?}");
+    let found = |(who, server): &(&str, FakeServer)| -> Vec<String> {
+        server
+            .targets()
+            .iter()
+            .map(|target| format!("{who} {target}"))
+            .collect()
+    };
+    assert_eq!(servers.iter().flat_map(found).collect::<Vec<_>>(), asked);
+}
+
+const HERE: (&str, u16) = ("/health", 200);
+const LOADING: (&str, u16) = ("/health", 503);
+
+#[tokio::test]
+async fn a_babysitter_is_the_probe_where_there_is_one() {
+    probes_go(Some(&[HERE]), Some(&[LOADING]), true, &["sitter /health"]).await;
+    probes_go(Some(&[LOADING]), Some(&[HERE]), false, &["sitter /health"]).await;
+    probes_go(
+        Some(&[("/health", 302)]),
+        Some(&[]),
+        false,
+        &["sitter /health"],
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn without_a_babysitter_the_engine_is_asked_itself_and_then_for_its_models() {
+    probes_go(None, Some(&[HERE]), true, &["itself /health"]).await;
+    let loading = [LOADING, ("/v1/models", 200)];
+    probes_go(None, Some(&loading), false, &["itself /health"]).await;
+    let two = ["itself /health", "itself /v1/models"];
+    probes_go(None, Some(&[("/v1/models", 200)]), true, &two).await;
+    probes_go(None, Some(&[("/v1/models", 401)]), true, &two).await;
+    let three = ["itself /health", "itself /v1/models", "itself /models"];
+    probes_go(None, Some(&[("/models", 200)]), true, &three).await;
+    probes_go(None, Some(&[]), false, &three).await;
+    probes_go(None, None, false, &[]).await;
+}
+
+#[tokio::test]
+async fn metadata_names_another_probe_which_is_the_only_one_and_gets_no_key() {
+    let port = free_port().await;
+    let (other, itself) = (FakeServer::start().await, FakeServer::start_at(port).await);
+    other.answer("/ready", 503, "{}");
+    itself.answer("/health", 200, "{}");
+    let key = Some(Secret::new("sk-canary".to_owned()));
+    let config = RouterConfig {
+        engine_api_key: key,
+        ..quick()
+    };
+    let url = format!("{}/ready", other.url());
+    let probed = Probed::start([with(engine("a", port, &[]), "health_url", url)], config);
+    until("down", || probed.down() == ["a"]).await;
+    assert!(itself.heads().is_empty());
+    assert!(
+        other
+            .heads()
+            .iter()
+            .all(|head| !head.to_lowercase().contains("authorization"))
+    );
+}
+
+#[tokio::test]
+async fn a_probe_address_that_is_none_takes_the_engine_out_and_nothing_else() {
+    for url in [
+        "ftp://h/x",
+        "nonsense",
+        "http://\u{2603}.invalid./",
+        "http://h:99999/",
+    ] {
+        let service = with(engine("a", 1, &[]), "health_url", url);
+        let probed = Probed::start([service], quick());
+        until("down", || probed.down() == ["a"]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_engine_on_the_next_port_is_not_taken_for_a_babysitter() {
+    let port = free_port().await;
+    let (a, b) = (
+        FakeServer::start_at(port).await,
+        FakeServer::start_at(port + 1).await,
+    );
+    a.answer("/health", 200, "{}");
+    b.answer("/health", 503, "{}");
+    let probed = Probed::start(
+        [engine("a", port, &[]), engine("b", port + 1, &[])],
+        quick(),
+    );
+    until("down", || probed.down() == ["b"]).await;
+    until("probed", || probed.prober.last_check("a").is_some()).await;
+    assert_eq!(probed.changes(), [("b".to_owned(), false)]);
+}
+
+#[tokio::test]
+async fn an_engine_that_does_not_answer_in_time_is_down() {
+    let (url, _running) = raw_server(b"").await;
+    let config = RouterConfig {
+        health_timeout: 0.05,
+        ..quick()
+    };
+    let probed = Probed::start([with(engine("a", 1, &[]), "health_url", url)], config);
+    until("down", || probed.down() == ["a"]).await;
+}
+
+#[tokio::test]
+async fn babysitters_are_not_probed() {
+    let server = FakeServer::start().await;
+    server.answer("/health", 200, "{}");
+    let url = format!("{}/health", server.url());
+    let sitter = Service {
+        metadata: metadata(json!({ "type": "InfiniLM", "health_url": url })),
+        ..engine("s", 1, &[])
+    };
+    let probed = Probed::start(
+        [sitter, with(engine("a", 1, &[]), "health_url", url)],
+        quick(),
+    );
+    until("probed", || server.heads().len() >= 3).await;
+    assert_eq!(probed.prober.last_check("s"), None);
+}
+
+#[tokio::test]
+async fn one_probe_at_a_time_for_each_engine() {
+    let (open, most, served) = (
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+        AtomicUsize::new(0),
+    );
+    let counts = Arc::new((open, most, served));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let here = Arc::clone(&counts);
+    let _running = running(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let counts = Arc::clone(&here);
+            tokio::spawn(async move {
+                let now = counts.0.fetch_add(1, Ordering::SeqCst) + 1;
+                counts.1.fetch_max(now, Ordering::SeqCst);
+                read_head(&mut stream).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                counts.0.fetch_sub(1, Ordering::SeqCst);
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                    .await;
+                counts.2.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    let config = RouterConfig {
+        health_interval: 0.01,
+        ..quick()
+    };
+    let _probed = Probed::start([with(engine("a", 1, &[]), "health_url", url)], config);
+    until("served", || counts.2.load(Ordering::SeqCst) >= 4).await;
+    assert_eq!(counts.1.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_sync_does_not_bring_back_what_a_probe_took_out() {
+    let dead = engine("a", free_port().await, &[]);
+    let probed = Probed::start([dead.clone()], quick());
+    until("down", || probed.down() == ["a"]).await;
+    for weight in 0..6 {
+        let changed = Service {
+            weight: f64::from(weight),
+            ..dead.clone()
+        };
+        probed.store.set_services(listed([changed]), true);
+        assert_eq!(probed.down(), ["a"]);
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_moved_starts_with_a_clean_record() {
+    let probed = Probed::start([engine("a", free_port().await, &[])], slow());
+    until("down", || probed.down() == ["a"]).await;
+    let port = free_port().await;
+    let sitter = FakeServer::start_at(port + 1).await;
+    sitter.answer("/health", 200, "{}");
+    probed
+        .store
+        .set_services(listed([engine("a", port, &[])]), true);
+    until("up", || {
+        probed.down().is_empty() && !sitter.heads().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_engine_that_left_is_not_probed_any_more() {
+    let server = FakeServer::start().await;
+    server.answer("/a", 200, "{}").answer("/b", 200, "{}");
+    let probe = |name: &str| {
+        with(
+            engine(name, 1, &[]),
+            "health_url",
+            format!("{}/{name}", server.url()),
+        )
+    };
+    let probed = Probed::start([probe("a"), probe("b")], quick());
+    until("both", || {
+        server.targets().iter().any(|target| target == "/b")
+    })
+    .await;
+    probed.store.set_services(listed([probe("a")]), true);
+    until("forgotten", || probed.prober.last_check("b").is_none()).await;
+    let seen = server.targets().len();
+    until("five more", || server.targets().len() >= seen + 5).await;
+    assert!(
+        server.targets()[seen + 1..]
+            .iter()
+            .all(|target| target == "/a")
+    );
+}
+
+#[tokio::test]
+async fn the_key_of_engines_goes_to_the_engine_and_not_to_its_babysitter() {
+    let port = free_port().await;
+    let key = || Some(Secret::new("sk-1".to_owned()));
+    let itself = FakeServer::start_at(port).await;
+    itself.answer("/health", 200, "{}");
+    let start = || {
+        let config = RouterConfig {
+            engine_api_key: key(),
+            ..quick()
+        };
+        Probed::start([engine("a", port, &[])], config)
+    };
+    let probed = start();
+    until("asked", || !itself.heads().is_empty()).await;
+    drop(probed);
+    let sitter = FakeServer::start_at(port + 1).await;
+    sitter.answer("/health", 200, "{}");
+    let _probed = start();
+    until("asked", || !sitter.heads().is_empty()).await;
+    assert!(
+        itself.heads()[0]
+            .to_lowercase()
+            .contains("\r\nauthorization: bearer sk-1\r\n")
+    );
+    assert!(!sitter.heads()[0].to_lowercase().contains("authorization"));
+}
+
+#[tokio::test]
+async fn new_settings_count_from_the_next_probe_on() {
+    let server = FakeServer::start().await;
+    server.answers("/x", vec![(200, "{}".to_owned()), (503, "{}".to_owned())]);
+    let url = format!("{}/x", server.url());
+    let config = RouterConfig {
+        health_fall: 100,
+        ..quick()
+    };
+    let probed = Probed::start([with(engine("a", 1, &[]), "health_url", url)], config);
+    until("probed", || server.heads().len() >= 5).await;
+    assert!(probed.down().is_empty());
+    probed.prober.configure(Arc::new(quick()));
+    until("down", || probed.down() == ["a"]).await;
+}
