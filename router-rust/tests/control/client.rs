@@ -169,22 +169,22 @@ async fn a_registry_that_does_not_answer_is_a_failure_after_the_time_limit() {
 }
 
 /// What is logged while it lives, on this thread.
-struct Logged(
-    Arc<Mutex<Vec<u8>>>,
-    Option<tracing::subscriber::DefaultGuard>,
-);
+struct Logged {
+    text: Arc<Mutex<Vec<u8>>>,
+    _guard: tracing::subscriber::DefaultGuard,
+}
 
 impl Logged {
     fn new() -> Self {
         let text = Arc::<Mutex<Vec<u8>>>::default();
         let sink = Arc::clone(&text);
         let subscriber = tracing_subscriber::fmt().with_writer(move || Sink(Arc::clone(&sink)));
-        let guard = tracing::subscriber::set_default(subscriber.finish());
-        Self(text, Some(guard))
+        let _guard = tracing::subscriber::set_default(subscriber.finish());
+        Self { text, _guard }
     }
 
     fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        String::from_utf8(self.text.lock().unwrap().clone()).unwrap()
     }
 }
 

@@ -200,10 +200,9 @@ async fn an_engine_that_came_back_is_asked_again() {
     let parts = Learning::start([engine("a", server.port, &[])], quick());
     until("learned", || parts.models("a") == ["old"]).await;
     server.answer("/v1/models", 200, r#"{"data": [{"id": "new"}]}"#);
-    tokio::task::yield_now().await;
     parts.store.set_down("a", true);
-    // As long as a probe: the learner sees each of the tables.
-    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    // One thread: the learner runs, and sees this table, while the test stands back.
+    tokio::task::yield_now().await;
     parts.store.set_down("a", false);
     until("learned anew", || parts.models("a") == ["new"]).await;
     let table = parts.store.current();
