@@ -179,8 +179,11 @@ impl Logged {
         let text = Arc::<Mutex<Vec<u8>>>::default();
         let sink = Arc::clone(&text);
         let subscriber = tracing_subscriber::fmt().with_writer(move || Sink(Arc::clone(&sink)));
-        let _guard = tracing::subscriber::set_default(subscriber.finish());
-        Self { text, _guard }
+        let guard = tracing::subscriber::set_default(subscriber.finish());
+        Self {
+            text,
+            _guard: guard,
+        }
     }
 
     fn text(&self) -> String {

@@ -93,7 +93,8 @@ fn one_model_is_found_by_its_id_and_the_list_follows_the_table() {
 
 #[test]
 fn a_models_answer_counts_when_it_lists_any() {
-    let cases: [(u16, &[u8], Option<&[&str]>); 6] = [
+    type Case<'a> = (u16, &'a [u8], Option<&'a [&'a str]>);
+    let cases: [Case<'_>; 6] = [
         (
             200,
             br#"{"data": [{"id": "a"}, {"id": "b/c"}, {"id": "a"}]}"#,
@@ -129,11 +130,11 @@ impl Learning {
     fn start(services: impl IntoIterator<Item = Service>, config: RouterConfig) -> Self {
         let store = store(services);
         let learner = Arc::new(ModelLearner::new(Arc::new(config), Arc::clone(&store)));
-        let _running = running(Arc::clone(&learner).run());
+        let task = running(Arc::clone(&learner).run());
         Self {
             store,
             learner,
-            _running,
+            _running: task,
         }
     }
 

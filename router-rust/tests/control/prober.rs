@@ -33,12 +33,12 @@ impl Probed {
         };
         let prober = HealthProber::new(Arc::new(config), Arc::clone(&store), Box::new(on_change));
         let prober = Arc::new(prober);
-        let _running = running(Arc::clone(&prober).run());
+        let task = running(Arc::clone(&prober).run());
         Self {
             store,
             prober,
             changes,
-            _running,
+            _running: task,
         }
     }
 

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 /// Ends its task when it goes out of scope.
-pub struct Running(JoinHandle<()>);
+pub(crate) struct Running(JoinHandle<()>);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -24,7 +24,7 @@ impl Drop for Running {
 }
 
 /// Run a loop until the value is dropped.
-pub fn running(work: impl Future<Output = ()> + Send + 'static) -> Running {
+pub(crate) fn running(work: impl Future<Output = ()> + Send + 'static) -> Running {
     Running(tokio::spawn(work))
 }
 
@@ -36,20 +36,20 @@ struct Script {
 }
 
 /// Answers GETs as tests say while it runs; other paths are 404.
-pub struct FakeServer {
-    pub port: u16,
+pub(crate) struct FakeServer {
+    pub(crate) port: u16,
     script: Arc<Mutex<Script>>,
     _running: Running,
 }
 
 impl FakeServer {
     /// A server on any free port.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_at(0).await
     }
 
     /// A server on this port.
-    pub async fn start_at(port: u16) -> Self {
+    pub(crate) async fn start_at(port: u16) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let script = Arc::<Mutex<Script>>::default();
@@ -62,12 +62,12 @@ impl FakeServer {
     }
 
     /// Answer `path` like this from now on.
-    pub fn answer(&self, path: &str, status: u16, body: impl ToString) -> &Self {
+    pub(crate) fn answer(&self, path: &str, status: u16, body: impl ToString) -> &Self {
         self.answers(path, vec![(status, body.to_string())])
     }
 
     /// Answer `path` like these, one after the other, and with the last one for ever.
-    pub fn answers(&self, path: &str, answers: Vec<(u16, String)>) -> &Self {
+    pub(crate) fn answers(&self, path: &str, answers: Vec<(u16, String)>) -> &Self {
         self.script
             .lock()
             .unwrap()
@@ -76,17 +76,17 @@ impl FakeServer {
         self
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
     /// The whole heads of the requests until now.
-    pub fn heads(&self) -> Vec<String> {
+    pub(crate) fn heads(&self) -> Vec<String> {
         self.script.lock().unwrap().heads.clone()
     }
 
     /// The targets of the requests until now.
-    pub fn targets(&self) -> Vec<String> {
+    pub(crate) fn targets(&self) -> Vec<String> {
         let target = |head: &String| head.split(' ').nth(1).unwrap().to_owned();
         self.heads().iter().map(target).collect()
     }
@@ -120,7 +120,7 @@ async fn serve_one(mut stream: TcpStream, script: Arc<Mutex<Script>>) {
     let _ = stream.write_all(format!("{head}{body}").as_bytes()).await;
 }
 
-pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
+pub(crate) async fn read_head(stream: &mut TcpStream) -> Option<String> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -129,7 +129,7 @@ pub async fn read_head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// A server that sends each client `answer` after its request, and closes; "" = never answers.
-pub async fn raw_server(answer: &'static [u8]) -> (String, Running) {
+pub(crate) async fn raw_server(answer: &'static [u8]) -> (String, Running) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let serving = async move {
@@ -148,7 +148,7 @@ pub async fn raw_server(answer: &'static [u8]) -> (String, Running) {
 }
 
 /// A port that nobody listens on, nor on the one after it.
-pub async fn free_port() -> u16 {
+pub(crate) async fn free_port() -> u16 {
     loop {
         // Below the range from which the system takes the ports of outgoing connections.
         let port = fastrand::u16(10_000..30_000);
@@ -160,7 +160,7 @@ pub async fn free_port() -> u16 {
 }
 
 /// Wait until `condition` holds; what it was about is named when it does not come true.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     for _ in 0..2000 {
         if condition() {
             return;
@@ -171,7 +171,7 @@ pub async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A configuration with short times.
-pub fn quick() -> RouterConfig {
+pub(crate) fn quick() -> RouterConfig {
     RouterConfig {
         health_interval: 0.02,
         health_timeout: 1.0,
@@ -183,7 +183,7 @@ pub fn quick() -> RouterConfig {
 }
 
 /// A service of type openai-api that names these models.
-pub fn engine(name: &str, port: u16, models: &[&str]) -> Service {
+pub(crate) fn engine(name: &str, port: u16, models: &[&str]) -> Service {
     Service {
         name: name.to_owned(),
         host: "127.0.0.1".to_owned(),
@@ -195,7 +195,7 @@ pub fn engine(name: &str, port: u16, models: &[&str]) -> Service {
     }
 }
 
-pub fn metadata(value: Value) -> Map<String, Value> {
+pub(crate) fn metadata(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         other => panic!("not an object: {other}"),
@@ -203,16 +203,16 @@ pub fn metadata(value: Value) -> Map<String, Value> {
 }
 
 /// `engine` with one more entry in its metadata.
-pub fn with(mut service: Service, key: &str, value: impl Into<Value>) -> Service {
+pub(crate) fn with(mut service: Service, key: &str, value: impl Into<Value>) -> Service {
     service.metadata.insert(key.to_owned(), value.into());
     service
 }
 
-pub fn listed(services: impl IntoIterator<Item = Service>) -> Services {
+pub(crate) fn listed(services: impl IntoIterator<Item = Service>) -> Services {
     services.into_iter().map(Arc::new).collect()
 }
 
-pub fn names(services: &[Arc<Service>]) -> Vec<&str> {
+pub(crate) fn names(services: &[Arc<Service>]) -> Vec<&str> {
     services
         .iter()
         .map(|service| service.name.as_str())
@@ -220,7 +220,7 @@ pub fn names(services: &[Arc<Service>]) -> Vec<&str> {
 }
 
 /// An entry as a registry lists it.
-pub fn registration(name: &str, port: u16, models: Option<&[&str]>) -> Value {
+pub(crate) fn registration(name: &str, port: u16, models: Option<&[&str]>) -> Value {
     let mut entry = json!({
         "name": name, "host": "127.0.0.1", "port": port, "hostname": "127.0.0.1",
         "url": format!("http://127.0.0.1:{port}"), "status": "running", "weight": 1,
@@ -233,10 +233,10 @@ pub fn registration(name: &str, port: u16, models: Option<&[&str]>) -> Value {
 }
 
 /// A folder that is removed in the end.
-pub struct Folder(pub PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("infini-router-test-{}-{number}", std::process::id());
@@ -246,7 +246,7 @@ impl Folder {
     }
 
     /// A file of this content; its path.
-    pub fn file(&self, name: &str, content: &str) -> String {
+    pub(crate) fn file(&self, name: &str, content: &str) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, content).unwrap();
         path.to_str().unwrap().to_owned()

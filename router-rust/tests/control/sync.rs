@@ -46,7 +46,7 @@ impl Registry {
         };
         let (script, changed) = (Arc::new(Mutex::new(script)), Arc::new(Notify::new()));
         let (here, wake) = (Arc::clone(&script), Arc::clone(&changed));
-        let _running = running(async move {
+        let task = running(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let (script, changed) = (Arc::clone(&here), Arc::clone(&wake));
@@ -64,7 +64,7 @@ impl Registry {
             url,
             script,
             changed,
-            _running,
+            _running: task,
         }
     }
 
@@ -133,12 +133,12 @@ impl System {
         let client = RegistryClient::new(&[url.to_owned()], 2.0);
         let sync = RegistrySync::new(&config, client, Arc::clone(&store), Arc::clone(&learner));
         let sync = Arc::new(sync);
-        let _running = running(Arc::clone(&sync).run());
+        let task = running(Arc::clone(&sync).run());
         Self {
             store,
             learner,
             sync,
-            _running,
+            _running: task,
         }
     }
 
