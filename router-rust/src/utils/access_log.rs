@@ -87,7 +87,7 @@ impl AccessLog {
             return;
         }
         let (status, code) = (error.http_status(), error.code.text());
-        let reason = json::quoted(&error.message);
+        let reason = json_text(&error.message);
         self.write(|line| {
             writeln!(
                 line,
@@ -175,5 +175,11 @@ fn quoted(value: Option<&str>) -> String {
     if value.len() <= MAX_VALUE && value.bytes().all(|b| b.is_ascii_graphic()) {
         return value.to_owned();
     }
-    json::quoted(&value.chars().take(MAX_VALUE).collect::<String>())
+    json_text(&value.chars().take(MAX_VALUE).collect::<String>())
+}
+
+fn json_text(text: &str) -> String {
+    let mut out = String::new();
+    json::write_string(&mut out, text);
+    out
 }

@@ -5,6 +5,8 @@
 
 use serde_json::{Value, json};
 
+use crate::utils::json;
+
 /// One code per kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
@@ -146,7 +148,7 @@ impl RouterError {
         if let Some(id) = request_id {
             error["request_id"] = Value::from(id);
         }
-        json!({ "error": error }).to_string().into_bytes()
+        json::compact(&json!({ "error": error })).into_bytes()
     }
 
     /// The error as one server-sent event.
