@@ -41,7 +41,7 @@ def test_a_python_named_in_the_environment_is_checked(tree, variable):
 
 def test_a_python_without_venv_is_reported(tree):
     del tree.env["INFINILM_PYTHON"]
-    no_venv = f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\nexec {sys.executable} "$@"\n'
+    no_venv = f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1 ;; esac\nexec "{sys.executable}" "$@"\n'
     path = with_only(tree, **{**OLD_ONLY, "python3": no_venv})
     code, output = tree.script("launch_registry.sh", PATH=path)
     assert code == 69

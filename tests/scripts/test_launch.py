@@ -215,7 +215,7 @@ def test_the_9g8b_script_passes_its_variables_to_infinilm(tree):
 
 def test_the_qwen_rust_script_runs_xtask_with_its_config_file(tree):
     port = free_port()
-    xtask = tree.write("bin/xtask", f'#!/bin/sh\nexec {sys.executable} "{ENGINE}" "$@"\n')
+    xtask = tree.write("bin/xtask", f'#!/bin/sh\nexec "{sys.executable}" "{ENGINE}" "$@"\n')
     xtask.chmod(0o755)
     code, output = tree.script(
         "launch_babysitter_qwen_rust.sh",
