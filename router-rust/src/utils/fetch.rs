@@ -15,11 +15,15 @@ use hyper::{Request, Response, Uri, header};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::config::RouterConfig;
 use crate::utils::files::reason_of;
 use crate::utils::json;
 use crate::utils::json_parse::{Rules, parse};
+
+/// How long one address of a name is tried while there is another one (one may lead nowhere).
+const ADDRESS_PATIENCE: Duration = Duration::from_millis(250);
 
 /// No usable answer; `refused` when nothing listens at the address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,7 +68,7 @@ pub struct Question<'a> {
 /// The answer to `question`. Redirects are answers; proxies of the environment are not used.
 pub async fn fetch(question: Question<'_>) -> Result<Fetched, FetchError> {
     let limit = Duration::from_secs_f64(question.timeout);
-    let answer = tokio::time::timeout(limit, answer_of(question)).await;
+    let answer = timeout(limit, answer_of(question)).await;
     answer.unwrap_or_else(|_| {
         let seconds = json::general(question.timeout);
         Err(FetchError::new(format!("no answer within {seconds} s")))
@@ -103,18 +107,25 @@ async fn connect(uri: &Uri) -> Result<TcpStream, FetchError> {
     let host = uri.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await;
+    let mut addresses = addresses
+        .map_err(|error| FetchError::new(reason_of(&error)))?
+        .peekable();
     let mut failure = FetchError::new(format!("{host}: the name has no address"));
-    for address in addresses.map_err(|error| FetchError::new(reason_of(&error)))? {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => {
-                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
-                failure = FetchError {
-                    reason: format!("{address}: {}", reason_of(&error)),
-                    refused: failure.refused || refused,
-                };
-            }
-        }
+    while let Some(address) = addresses.next() {
+        let attempt = TcpStream::connect(address);
+        let tried = match addresses.peek() {
+            Some(_) => timeout(ADDRESS_PATIENCE, attempt).await,
+            None => Ok(attempt.await),
+        };
+        let error = match tried {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(error)) => error,
+            Err(elapsed) => elapsed.into(),
+        };
+        failure = FetchError {
+            reason: format!("{address}: {}", reason_of(&error)),
+            refused: failure.refused || error.kind() == io::ErrorKind::ConnectionRefused,
+        };
     }
     Err(failure)
 }

@@ -4,7 +4,8 @@ use serde_json::{Map, Value};
 
 use crate::utils::json::{JsonError, decimal_number, quoted, whole_number};
 
-pub const MAX_DEPTH: usize = 500;
+/// As deep as Python's reader goes.
+pub const MAX_DEPTH: usize = 1000;
 
 /// What is made of input that JSON itself leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
