@@ -22,7 +22,7 @@ use crate::models::catalog::ModelCatalog;
 use crate::models::learner::ModelLearner;
 use crate::proxy::gateway::{Settings, Shared};
 use crate::proxy::worker::{Orders, Phase, serve_thread};
-use crate::registry::client::RegistryClient;
+use crate::registry::client::{RegistryClient, TIMEOUT};
 use crate::registry::sync::RegistrySync;
 use crate::router::health::{HealthProber, wall_time};
 use crate::router::load::LoadBook;
@@ -226,7 +226,7 @@ impl App {
             }));
             return;
         }
-        let client = RegistryClient::new(&config.registry_urls, config.health_timeout);
+        let client = RegistryClient::new(&config.registry_urls, TIMEOUT);
         let sync = Arc::new(RegistrySync::new(&config, client, store, learner));
         self.start("registry", Arc::clone(&sync).run());
         self.configured
