@@ -377,10 +377,9 @@ pub fn port(value: &Value) -> Checked<u16> {
 
 /// True or false, nothing else.
 pub fn boolean(value: &Value) -> Checked<bool> {
-    match value {
-        Value::Bool(flag) => Ok(*flag),
-        _ => unusable("not a boolean, give true or false"),
-    }
+    let reason = "not a boolean, give true or false";
+    value.as_bool().ok_or_else(|| UnusableError(reason.into()))
+}
 }
 
 /// The start of a URL path.

@@ -4,11 +4,15 @@
 
 mod client;
 mod config;
+mod fake_registry;
 mod fetch;
 mod handlers;
 mod json;
+mod loading;
 mod membership;
 mod models;
 mod prober;
 mod rig;
+mod rise_fall;
+mod static_files;
 mod sync;

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use infini_router::config::{RouterConfig, Secret};
-use infini_router::router::health::{HealthProber, RiseFall};
+use infini_router::router::health::HealthProber;
 use infini_router::router::table::{Service, TableStore};
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
@@ -58,44 +58,6 @@ fn slow() -> RouterConfig {
         health_interval: 60.0,
         ..quick()
     }
-}
-
-/// `+` good, `-` bad -> after each result `U` up or `D` down.
-fn verdicts(results: &str) -> String {
-    let mut counter = RiseFall::new(3, 2);
-    let mut judge = |result| {
-        let before = counter.up;
-        assert_eq!(counter.count(result == '+'), counter.up != before);
-        if counter.up { 'U' } else { 'D' }
-    };
-    results.chars().map(&mut judge).collect()
-}
-
-#[test]
-fn three_bad_results_in_a_row_take_out_and_two_good_ones_bring_back() {
-    assert_eq!(verdicts("+-+--+---"), "UUUUUUUUD");
-    assert_eq!(verdicts("+---+-++"), "UUUDDDDU");
-    assert_eq!(verdicts("-"), "D");
-    assert_eq!(verdicts("-++"), "DDU");
-    let flapping = format!("+{}", "-+".repeat(30));
-    assert_eq!(verdicts(&flapping), "U".repeat(61));
-}
-
-#[test]
-fn results_against_the_verdict_make_probes_come_faster() {
-    let mut counter = RiseFall::new(3, 2);
-    let mut after = |good| {
-        counter.count(good);
-        counter.changing()
-    };
-    let changing: Vec<_> = "+--+---+"
-        .chars()
-        .map(|result| after(result == '+'))
-        .collect();
-    assert_eq!(
-        changing,
-        [false, true, true, false, true, true, false, true]
-    );
 }
 
 #[tokio::test]
