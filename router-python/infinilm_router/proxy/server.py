@@ -225,8 +225,7 @@ class ClientConnection(asyncio.Protocol):
         gateway = self.gateway
         self._state = _ANSWER
         gateway.queue.clear(self._deadline)
-        handler = gateway.find_handler(head.path)
-        if handler is not None:
+        if not head.forwardable and (handler := gateway.find_handler(head.path)):
             self._answer_locally(head, handler)
             return
         request_id = head.request_id or gateway.new_request_id()
