@@ -380,7 +380,6 @@ pub fn boolean(value: &Value) -> Checked<bool> {
     let reason = "not a boolean, give true or false";
     value.as_bool().ok_or_else(|| UnusableError(reason.into()))
 }
-}
 
 /// The start of a URL path.
 pub fn path_prefix(value: &Value) -> Checked<String> {
