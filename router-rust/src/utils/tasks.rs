@@ -70,7 +70,7 @@ mod tests {
         count.fetch_add(1, Ordering::Relaxed);
         let running = Running(Arc::clone(count));
         async move {
-            let _running = running;
+            let _guard = &running;
             std::future::pending().await
         }
     }
