@@ -71,7 +71,7 @@ mod tests {
         let running = Running(Arc::clone(count));
         async move {
             let _guard = &running;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 
