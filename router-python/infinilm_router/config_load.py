@@ -25,6 +25,8 @@ ALL_SETTINGS: Mapping[str, Setting] = {"proxy_timeout": PROXY_TIMEOUT, **SETTING
 FILE_KEYS: Mapping[str, str] = {name: name for name in ALL_SETTINGS} | {
     setting.file_key: name for name, setting in SETTINGS.items() if setting.file_key
 }
+# For launch_router.sh: which router it starts. Either router takes the same file.
+LAUNCHER_KEYS = ("implementation",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +166,11 @@ class _Loader:
         seen: dict[str, str] = {}
         given: list[_Given] = []
         for key, value in section.items():
+            if key in LAUNCHER_KEYS:
+                continue
             name = FILE_KEYS.get(key)
             if name is None:
-                known = ", ".join(sorted(FILE_KEYS))
+                known = ", ".join(sorted((*FILE_KEYS, *LAUNCHER_KEYS)))
                 self._fault(where, f"router.{key}", value, f"unknown key, use one of {known}")
             elif name in seen:
                 reason = f"the same setting as {seen[name]}, keep one of them"

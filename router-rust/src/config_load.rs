@@ -17,6 +17,8 @@ use crate::utils::checks::{self, Check as _};
 use crate::utils::files;
 use crate::utils::json::{self, Style};
 
+/// For `launch_router.sh`: which router it starts. Either router takes the same file.
+const LAUNCHER_KEYS: &[&str] = &["implementation"];
 const MAX_SHOWN: usize = 80;
 
 /// One thing wrong: where (flags, environment or a file), key, value, reason and remedy.
@@ -231,9 +233,13 @@ impl Loader {
         let mut seen: HashMap<&str, &str> = HashMap::new();
         let mut given = Vec::new();
         for (key, value) in section {
+            if LAUNCHER_KEYS.contains(&key.as_str()) {
+                continue;
+            }
             let full = format!("router.{key}");
             let Some(setting) = keys.get(key.as_str()) else {
-                let mut known: Vec<_> = keys.keys().copied().collect();
+                let names = keys.keys().chain(LAUNCHER_KEYS);
+                let mut known: Vec<_> = names.copied().collect();
                 known.sort_unstable();
                 let reason = format!("unknown key, use one of {}", known.join(", "));
                 self.fault(place, &full, Some(value), reason);
