@@ -5,7 +5,7 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
 
 usage() {
   cat <<'TEXT'
-usage: deploy_services.sh [-c DIR] [-r PORT] [-p PORT] [--dry-run] COMMAND
+usage: deploy_services.sh [-c DIR] [-r PORT] [-p PORT] [--implementation NAME] [--dry-run] COMMAND
 
   start-registry          start the registry here, as DIR/registry_config.json says
   start-router            start the router here, as DIR/router_config.json says
@@ -22,6 +22,7 @@ usage: deploy_services.sh [-c DIR] [-r PORT] [-p PORT] [--dry-run] COMMAND
   -c, --config-dir DIR       deployment configuration (default: deployment_configs)
   -r, --registry-port PORT   the registry's port on this machine (default: as configured)
   -p, --router-port PORT     the router's port; for generate-config, nginx's (default: as configured, 8080)
+  --implementation NAME      the router to start: auto, python or rust (default: as configured, auto)
   -h, --help                 this text
 
 environment: REGISTRY_URL   where engines register (default: as in DIR/router_config.json)
@@ -167,11 +168,12 @@ for s in json.load(sys.stdin)["services"]:
 CONFIG_DIR=$ROOT/deployment_configs DRY_RUN=false COMMAND='' arguments=()
 while (($#)); do
   case $1 in
-    -c | --config-dir | -r | --registry-port | -p | --router-port)
+    -c | --config-dir | -r | --registry-port | -p | --router-port | --implementation)
       (($# > 1)) || usage_error "$1 needs a value"
       case $1 in
         -c | --config-dir) CONFIG_DIR=$(readlink -m -- "$2") ;;
         -r | --registry-port) export REGISTRY_PORT=$2 ;;
+        --implementation) check_implementation "$1" "$2" && export ROUTER_IMPLEMENTATION=$2 ;;
         *) export ROUTER_PORT=$2 ;;
       esac
       shift ;;

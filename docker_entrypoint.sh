@@ -2,7 +2,8 @@
 # The container's main program: starts LAUNCH_COMPONENTS, waits, stops them on SIGTERM.
 # LAUNCH_COMPONENTS: all (default), none, or a comma list of registry, router, babysitter. It ends with
 # code 1 as soon as one of them ends, so that the container's restart policy can act. All variables of
-# the launch scripts work: REGISTRY_PORT, ROUTER_PORT, REGISTRY_URL, ROUTER_URL, BABYSITTER_CONFIGS, ...
+# the launch scripts work: REGISTRY_PORT, ROUTER_PORT, ROUTER_IMPLEMENTATION, REGISTRY_URL,
+# ROUTER_URL, BABYSITTER_CONFIGS, ...
 # With arguments, these are run instead.
 set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
+# usage: launch_all.sh [--implementation auto|python|rust]
 # Starts registry, router and babysitters, waits until a model can be asked, and says what runs where.
 # What runs already stays as it is. If one part cannot start, what this call started is stopped again.
+# --implementation is for the router, see launch_router.sh.
 # BABYSITTER_CONFIGS: blank-separated TOML files or launch scripts; default: deployment_configs/babysitters/*.toml.
 set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
@@ -58,6 +60,9 @@ print_summary() {
     "" "stop it: $ROOT/stop_all.sh"
 }
 
+parse_implementation "$@"
+((${#ARGUMENTS[@]} == 0)) || die 64 "launch_all.sh takes --implementation and nothing else, not: ${ARGUMENTS[*]}"
+
 files=()
 if [[ $LAUNCH_BABYSITTER == true && -n $BABYSITTER_CONFIGS ]]; then
   for config in $BABYSITTER_CONFIGS; do
@@ -76,6 +81,6 @@ trap stop_what_was_started EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 [[ $LAUNCH_REGISTRY != true ]] || "$ROOT/launch_registry.sh"
-[[ $LAUNCH_ROUTER != true ]] || "$ROOT/launch_router.sh"
+[[ $LAUNCH_ROUTER != true ]] || "$ROOT/launch_router.sh" "$@"
 launch_babysitters "${files[@]}"
 print_summary

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # usage: run_tests.sh [--slow] [PYTEST ARGUMENTS]
-# Runs every check: lint, format, types, shell scripts, tests. --slow runs the long lane of the tests.
+# Runs every check: lint, format, types, shell scripts, the Rust router, tests. --slow runs the long lane of
+# the tests. Without cargo, the Rust router is left out. CARGO_BUILD_JOBS: 2, since a build needs much memory.
 # All groups run; the exit code is not 0 if one failed, and the last line names it.
 set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
@@ -26,6 +27,33 @@ group() { # NAME COMMAND...
 
 types() { MYPYPATH=$1 "$PYTHON" -m mypy "${@:2}"; }
 
+cargo_group() { # COMMAND...: of cargo, for the Rust router
+  group "cargo $1" in_crate cargo "$@"
+}
+
+in_crate() { (cd -- "$CRATE" && "$@"); }
+
+check_rust() { # its program is built last, for pytest
+  local tool
+  if ! find_cargo; then
+    printf '\n== the Rust router is not checked: %s. pytest runs the Python router only.\n' "$NO_CARGO"
+    export ROUTERS=${ROUTERS:-python}
+    return
+  fi
+  # The tests look for the program in this place.
+  export CARGO_TARGET_DIR=$CRATE/target CARGO_BUILD_JOBS=${CARGO_BUILD_JOBS:-2} RUSTDOCFLAGS="-D warnings"
+  cargo_group fmt --check
+  cargo_group clippy --all-targets --locked -- -D warnings
+  cargo_group test --locked
+  cargo_group doc --no-deps --locked
+  for tool in deny audit; do
+    in_crate cargo "$tool" --version >/dev/null 2>&1 || { printf '\n== cargo %s is not installed: not run\n' "$tool"; continue; }
+    if [[ $tool == deny ]]; then cargo_group deny --locked check; else cargo_group audit; fi
+  done
+  cargo_group build --release --locked
+  [[ ${failed[*]} != *"cargo build"* ]] || export ROUTERS=${ROUTERS:-python}  # the program there may be an old one
+}
+
 pytest_arguments=()
 for argument; do
   if [[ $argument == --slow ]]; then pytest_arguments+=(-m slow); else pytest_arguments+=("$argument"); fi
@@ -41,6 +69,7 @@ group "mypy babysitter" types babysitter babysitter/infinilm_babysitter
 group "mypy router-python" types router-python router-python/infinilm_router
 group "mypy tools" types . generate_nginx_config.py render_service_config.py
 group "shellcheck" shellcheck ./*.sh .ci/run
+check_rust
 group "pytest" "$PYTHON" -m pytest "${pytest_arguments[@]}"
 ((${#failed[@]} == 0)) || die 1 "failed: $(printf '%s; ' "${failed[@]}")"
 printf '\nall checks passed\n'

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The library of the launch and stop scripts: Python environment, start, readiness, pid files, stop.
+# The library of the launch and stop scripts: Python environment, Rust router, start, readiness, pid files, stop.
 #
 # A service has a name: registry, router, babysitter_mock_8100. LOG_DIR/NAME.pid says which process it is:
 #   1234                    the pid alone, for `cat`
@@ -34,19 +34,24 @@ find_python() {
   die 69 "Python 3.11 or newer is needed; python3 here is: $(python3 --version 2>&1 || true). Install python3.11, or set PYTHON_CMD."
 }
 
-run_with_progress() { # TITLE LOG COMMAND...
-  local title=$1 log=$2 begun=$SECONDS said=$SECONDS job line
-  "${@:3}" >"$log" 2>&1 </dev/null & job=$!
+run_with_progress() ( # NAME TITLE LOG COMMAND...: false, and the log's end is shown, if it fails
+  name=$1 title=$2 log=$3 begun=$SECONDS said=$SECONDS
+  set -m  # a process group of its own, which ends as a whole when the script is interrupted
+  "${@:4}" >"$log" 2>&1 </dev/null & job=$!
+  trap 'kill -- "-$job"' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
   while kill -0 "$job" 2>/dev/null; do
     if ((SECONDS - said >= SAY_EVERY)); then
       said=$SECONDS
       line=$(tail -n 1 -- "$log")
-      say "python: $title, $((SECONDS - begun)) s: ${line:0:100}"
+      say "$name: $title, $((SECONDS - begun)) s: ${line:0:100}"
     fi
-    sleep 0.2
+    sleep 0.1
   done
-  wait "$job" || { tail -n 20 "$log" >&2; die 69 "$title failed; the whole output is in $log"; }
-}
+  trap - EXIT
+  wait "$job" || { tail -n 20 -- "$log" | sed 's/^/    /'; say "$name: $title failed; the whole output is in $log"; exit 1; } >&2
+)
 
 make_venv() { # VENV: an environment with pip; one that works is kept
   "$1/bin/python" -m pip --version >/dev/null 2>&1 && return
@@ -55,7 +60,7 @@ make_venv() { # VENV: an environment with pip; one that works is kept
   "$python" -c 'import ensurepip, venv' 2>/dev/null ||
     die 69 "$python cannot make virtual environments. Install its venv package (Debian: apt install python3-venv), or set PYTHON_CMD."
   say "python: making $1 with $(command -v "$python")"
-  run_with_progress "making the environment" "$1/install.log" "$python" -m venv "$1"
+  run_with_progress python "making the environment" "$1/install.log" "$python" -m venv "$1" || exit 69
 }
 
 # Sets PYTHON: INFINILM_PYTHON or PYTHON_CMD if given, else the tree's own .venv with REQUIREMENTS installed.
@@ -75,21 +80,91 @@ ensure_python() { # [REQUIREMENTS]
   if [[ ! -f $stamp || $(<"$stamp") != "$sum" ]] || ! python_is_new_enough "$PYTHON"; then
     make_venv "$venv"
     say "python: installing $requirements into $venv"
-    run_with_progress "installing $requirements" "$venv/install.log" \
-      "$PYTHON" -m pip install --disable-pip-version-check --no-input --progress-bar off -r "$ROOT/$requirements"
+    run_with_progress python "installing $requirements" "$venv/install.log" \
+      "$PYTHON" -m pip install --disable-pip-version-check --no-input --progress-bar off -r "$ROOT/$requirements" || exit 69
     printf '%s\n' "$sum" >"$stamp"
     say "python: ready"
   fi
   exec 8<&-
 }
 
-config_value() { # FILE KEY...: the text or number there, in JSON or TOML; nothing if there is none (faults are for the program to report)
+read_config() { # FILE KEY...: the text or number there, in JSON or TOML; false if there is none
   "$PYTHON" -c '
 import functools, json, pathlib, sys, tomllib
 file = pathlib.Path(sys.argv[1])
 parse = tomllib.loads if file.suffix == ".toml" else json.loads
 value = functools.reduce(lambda table, key: table[key], sys.argv[2:], parse(file.read_text("utf-8")))
-sys.stdout.write(str(value))' "$@" 2>/dev/null || true
+sys.stdout.write(str(value))' "$@" 2>/dev/null
+}
+
+config_value() { read_config "$@" || true; }  # nothing if there is none: faults are for the program to report
+
+# --- Rust router --------------------------------------------------------------------------------
+
+CRATE=$ROOT/router-rust
+IMPLEMENTATIONS="auto, python or rust"
+
+check_implementation() { # ORIGIN VALUE
+  case $2 in
+    auto | python | rust) ;;
+    *) die 64 "$1 is '$2'; it can be $IMPLEMENTATIONS." ;;
+  esac
+}
+
+# Takes --implementation out of the arguments: IMPLEMENTATION and its ORIGIN, ARGUMENTS are the others.
+parse_implementation() { # ARGUMENT...
+  IMPLEMENTATION=${ROUTER_IMPLEMENTATION:-} ORIGIN=ROUTER_IMPLEMENTATION ARGUMENTS=()
+  while (($#)); do
+    case $1 in
+      --implementation)
+        (($# > 1)) || die 64 "--implementation needs a value: $IMPLEMENTATIONS"
+        IMPLEMENTATION=$2 ORIGIN=--implementation
+        shift ;;
+      --implementation=*) IMPLEMENTATION=${1#*=} ORIGIN=--implementation ;;
+      *) ARGUMENTS+=("$1") ;;
+    esac
+    shift
+  done
+  [[ -z $IMPLEMENTATION && $ORIGIN != --implementation ]] || check_implementation "$ORIGIN" "$IMPLEMENTATION"
+}
+
+find_cargo() { # sets CARGO_VERSION; false if the crate cannot be built, and NO_CARGO is the reason
+  local needed
+  [[ -f $CRATE/Cargo.toml ]] || { NO_CARGO="no $CRATE"; return 1; }
+  command -v cargo >/dev/null || { NO_CARGO="no cargo"; return 1; }
+  read -r _ CARGO_VERSION _ < <(cd -- "$CRATE" && cargo --version 2>/dev/null) || { NO_CARGO="no cargo that runs"; return 1; }
+  needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$CRATE/Cargo.toml")
+  NO_CARGO="no cargo $needed (but $CARGO_VERSION)"
+  printf '%s\n' "$needed" "$CARGO_VERSION" | sort -VC
+}
+
+build_rust_router() { # TARGET: cargo itself sees whether there is anything to do
+  cd -- "$CRATE" && CARGO_TERM_COLOR=never cargo build --release --locked --target-dir "$1"
+}
+
+# Sets RUST_ROUTER to a program that is up to date; false if there is none. REASON says why, either way.
+find_rust_router() {
+  local target=${CARGO_TARGET_DIR:-$CRATE/target} log=$LOG_DIR/router_build.log
+  [[ $target == /* ]] || target=$CRATE/$target
+  RUST_ROUTER=$target/release/infini-router
+  if [[ -n ${INFINILM_ROUTER_BIN:-} ]]; then
+    RUST_ROUTER=$INFINILM_ROUTER_BIN REASON="named by INFINILM_ROUTER_BIN"
+  elif find_cargo; then
+    mkdir -p -- "$LOG_DIR"
+    REASON="it could not be built, see $log"
+    run_with_progress router "building the Rust router" "$log" build_rust_router "$target" || return 1
+    REASON="built with cargo $CARGO_VERSION"
+  elif [[ -f $RUST_ROUTER ]]; then
+    REASON="built earlier, $NO_CARGO here to look for changes"
+  elif RUST_ROUTER=$(type -P infini-router); then
+    REASON="found on the PATH, $NO_CARGO to build it"
+  else
+    REASON="there is no infini-router, and $NO_CARGO to build it"
+    return 1
+  fi
+  "$RUST_ROUTER" --help >/dev/null 2>&1 && return
+  REASON="$RUST_ROUTER, $REASON, does not run"
+  return 1
 }
 
 # --- HTTP ---------------------------------------------------------------------------------------
