@@ -126,7 +126,7 @@ def test_stats_show_what_traffic_did_to_each_service(mixed: Router) -> None:
         "registry_url": "http://a:1,http://b:2",
         "in_flight": 1,
         "draining": False,
-        "panic": True,  # n is served by b alone, which is ejected
+        "panic": True,  # sick-only is served by an engine that is down
         "started_at": "1970-01-01T00:00:00.000+00:00",
     }
     assert services["a"] == {

@@ -150,7 +150,7 @@ def test_a_draining_engine_is_taken_out_at_once_and_stays_named(system: Start, u
             await parts.registry.publish([entries[0], draining])
             await until(lambda: parts.status("b") == "draining")
             table = parts.store.current
-            assert table.candidates("b") == ()
+            assert table.candidates("b").up == ()
             assert "b" in table.by_model
 
     asyncio.run(scenario())
@@ -219,7 +219,7 @@ def test_a_router_started_without_registry_serves_from_the_last_list(
             await until(lambda: later.names == ["a"], timeout=2.0)
         table = later.store.current
         assert table.known
-        assert table.candidates("m")[0].metadata["max_concurrency"] == 3
+        assert table.candidates("m").up[0].metadata["max_concurrency"] == 3
 
     asyncio.run(scenario())
 
@@ -305,14 +305,14 @@ def test_models_learned_from_an_engine_survive_the_next_sync(
         async with serving({"/v1/models": (200, listing)}) as server:
             entry = registration("a", server.port, models=None)
             async with system(entry) as parts, running(parts.learner.run()):
-                await until(lambda: parts.store.current.candidates("found"))
+                await until(lambda: parts.store.current.candidates("found").up)
                 other = registration("b", server.port, models=["n"])
                 await parts.registry.publish([entry, other])
                 await until(lambda: parts.names == ["a", "b"])
-                assert parts.store.current.candidates("found")
+                assert parts.store.current.candidates("found").up
                 declared = registration("a", server.port, models=["declared"])
                 await parts.registry.publish([declared, other])
-                await until(lambda: parts.store.current.candidates("declared"))
-                assert not parts.store.current.candidates("found")
+                await until(lambda: parts.store.current.candidates("declared").up)
+                assert not parts.store.current.candidates("found").up
 
     asyncio.run(scenario())

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from infinilm_router.router.load import LoadBook, Outcome
-from infinilm_router.router.selection import Request, Rules, choose, rendezvous
+from infinilm_router.router.selection import Request, Rules, choose, explain, rendezvous
 from infinilm_router.router.table import Service, ServiceTable
 from infinilm_router.utils.errors import Code, RouterError
 
@@ -64,7 +64,7 @@ def test_weight_0_serves_only_when_nothing_else_is_left() -> None:
     where = table(engine("a", 0), engine("b"), engine("c", backup=True))
     assert picks(where, 3) == "bbb"
     assert picks(table(*where.services, down=frozenset("b")), 3) == "ccc"
-    assert picks(table(*where.services, down=frozenset("bc")), 3) == "aaa"
+    assert picks(table(*where.services, engine("d", 0), down=frozenset("bc")), 4) == "adad"
 
 
 def test_only_engines_that_are_up_and_serve_the_model_are_candidates() -> None:
@@ -78,7 +78,7 @@ def test_only_engines_that_are_up_and_serve_the_model_are_candidates() -> None:
 def test_who_cannot_be_served_learns_why() -> None:
     up = table(engine("a"))
     assert refusal(up, "unknown") is Code.MODEL_NOT_FOUND
-    assert refusal(table(engine("a"), down=frozenset("a")), "m") is Code.NO_HEALTHY_ENGINE
+    assert refusal(table(engine("a", status="draining")), "m") is Code.NO_HEALTHY_ENGINE
     assert refusal(ServiceTable(known=False), "m") is Code.NO_HEALTHY_ENGINE
     assert refusal(ServiceTable(known=True), None) is Code.NO_HEALTHY_ENGINE
     gone = ServiceTable(known=True, named=frozenset({"m"}))
@@ -113,6 +113,70 @@ def test_the_last_engine_of_a_model_is_never_ejected() -> None:
     only, book = engine("a"), LoadBook(3)
     fail(book, only, 30)
     assert picks(table(only), 3, book=book) == "aaa"
+
+
+PANICKING = table(*map(engine, "abcd"), down=frozenset("bcd"))
+
+
+def test_when_probes_leave_less_than_half_the_others_are_tried_too() -> None:
+    half = table(*map(engine, "abcd"), down=frozenset("cd"))
+    assert (picks(half, 4), half.panic) == ("abab", False)
+    assert (picks(PANICKING, 8), PANICKING.panic) == ("abcd" * 2, True)
+    assert picks(table(engine("a"), down=frozenset("a")), 2) == "aa"
+
+
+def test_in_panic_engines_that_are_down_and_failed_a_request_wait_for_the_others() -> None:
+    book = LoadBook(0)
+    fail(book, PANICKING.services[0], 1)
+    fail(book, PANICKING.services[1], 1)
+    assert picks(PANICKING, 6, book=book) == "acdacd"
+    everyone = table(*PANICKING.services, down=frozenset("abcd"))
+    fail(book, everyone.services[2], 1)
+    assert picks(everyone, 2, book=book) == "dd"
+    fail(book, everyone.services[3], 1)
+    assert set(picks(everyone, 4, book=book)) == set("abcd")
+    book.begin(everyone.services[1], 0.0).release(Outcome.OK, 0.0)
+    assert picks(everyone, 2, book=book) == "bb"
+
+
+def test_in_panic_ejection_and_what_was_tried_count_as_ever() -> None:
+    book, rules = LoadBook(1, jitter=lambda: 0.5), Rules("round_robin")
+    fail(book, PANICKING.services[0], 1)
+    assert set(picks(PANICKING, 6, book=book)) == set("bcd")
+    choice = choose(PANICKING, request(tried=("b", "c")), book, 0.0, rules)
+    assert choice is not None
+    assert choice.service.name == "d"
+    assert choose(PANICKING, request(tried=tuple("abcd")), book, 0.0, rules) is None
+
+
+def test_panic_is_a_matter_of_each_model_and_of_engines_that_should_run() -> None:
+    other = Service("o", "h", 1, models=("n",), metadata={"type": "openai-api"})
+    where = table(*map(engine, "ab"), other, down=frozenset("o"))
+    assert [where.candidates(model).panic for model in ("m", "n", None)] == [False, True, False]
+    assert where.panic
+    drained = table(engine("a"), *(engine(name, status="draining") for name in "bcd"))
+    assert not drained.panic
+    assert not table().panic
+
+
+def test_a_choice_made_in_panic_says_so() -> None:
+    only = table(engine("a"), down=frozenset("a"))
+    whys = [choose(where, request(), LoadBook(3), 0.0, Rules("round_robin"))
+            for where in (PANICKING, only)]  # fmt: skip
+    assert [choice and (choice.why, choice.panic) for choice in whys] == [
+        ("round_robin; its turn; panic", True),
+        ("round_robin; only candidate; panic", True),
+    ]
+
+
+def test_a_connection_that_fails_in_panic_confirms_the_probes() -> None:
+    failed = RouterError(Code.CONNECT_FAILED, "refused")
+    late = RouterError(Code.FIRST_BYTE_TIMEOUT, "late")
+    told = explain(failed, PANICKING, request(tried=("a", "b")))
+    assert (told.code, told.param) == (Code.NO_HEALTHY_ENGINE, "model")
+    assert told.message == "No healthy services available for model 'm'"
+    assert explain(failed, PANICKING, request(tried=("b", "c"))) is failed  # a is up
+    assert explain(late, PANICKING, request(tried=("a",))) is late
 
 
 def test_least_loaded_counts_by_weight() -> None:

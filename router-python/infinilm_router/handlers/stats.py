@@ -14,19 +14,8 @@ def stats(ctx: Context) -> LocalAnswer:
             "registry_url": ctx.registry_url,
             "in_flight": ctx.load.in_flight,
             "draining": ctx.draining(),
-            "panic": _panic(ctx),
+            "panic": ctx.store.current.panic,
             "started_at": iso_time(ctx.started_at),
             "services": listed,
         }
     )
-
-
-def _panic(ctx: Context) -> bool:
-    """Whether ejection is overridden for some model, as selection does when it takes over half."""
-    table, now = ctx.store.current, ctx.clock()
-    for model in table.by_model:
-        up = table.candidates(model)
-        ejected = sum(1 for engine in up if ctx.load.of(engine).is_ejected(now))
-        if 2 * ejected > len(up):
-            return True
-    return False

@@ -19,7 +19,7 @@ from infinilm_router.proxy.heads import (
 from infinilm_router.proxy.pool import UpstreamConnection
 from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
 from infinilm_router.router.load import InFlight, Outcome
-from infinilm_router.router.selection import Choice, Request, choose
+from infinilm_router.router.selection import Choice, Request, choose, explain
 from infinilm_router.router.table import Service
 from infinilm_router.utils.errors import Code, RouterError
 
@@ -341,14 +341,13 @@ class Exchange:
 
     def _bad_gateway(self, code: Code, detail: str) -> RouterError:
         assert self.choice is not None
-        text = (
-            "Service timeout"
-            if code in (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
-            else "Bad gateway - error communicating with service"
-        )
+        late = code in (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
+        text = "Service timeout" if late else "Bad gateway - error communicating with service"
         return RouterError(code, f"{text}: engine '{self.choice.service.name}': {detail}")
 
     def _fail(self, error: RouterError) -> None:
+        if self.choice is not None and self.choice.panic:
+            error = explain(error, self._gateway.store.current, self.request)
         if not self.relay.started:
             self.relay.status = error.http_status
         self._end(error.code.text)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import xxhash
 
 from infinilm_router.router.load import LoadBook
-from infinilm_router.router.table import Service, ServiceTable, preferred
+from infinilm_router.router.table import Candidates, Service, ServiceTable, preferred
 from infinilm_router.utils.errors import Code, RouterError
 
 BOUNDED_LOAD = 1.25  # consistent_hash: no engine above this multiple of the mean in flight
@@ -35,10 +35,14 @@ class Request:
 
 
 class Choice(NamedTuple):
-    """The engine, and why it was chosen (the value of `x-infinilm-policy`)."""
+    """The engine, and why it was chosen (the value of `x-infinilm-policy`).
+
+    In `panic` it was chosen although probes say that most engines of its model are down.
+    """
 
     service: Service
     why: str
+    panic: bool = False
 
 
 Policy = Callable[[Sequence[Service], Request, LoadBook], tuple[Service, str]]
@@ -52,7 +56,10 @@ def choose(
     Raises:
         RouterError: `model_not_found` or `no_healthy_engine`.
     """
-    candidates = _candidates(table, request, book, now)
+    group = table.candidates(request.model)
+    if not group.known:
+        raise nobody_up(table, request.model)
+    candidates = _candidates(group, request, book, now)
     if table.has_tiers and len(candidates) > 1:
         candidates = _cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold)
     if not candidates:
@@ -61,9 +68,12 @@ def choose(
         # Its turn is counted all the same, or it would be owed a burst when the others return.
         if rules.policy == "round_robin":
             _round_robin(candidates, request, book)
-        return Choice(candidates[0], rules.policy + "; only candidate")
-    service, why = POLICIES[rules.policy](candidates, request, book)
-    return Choice(service, rules.policy + why)
+        service, why = candidates[0], "; only candidate"
+    else:
+        service, why = POLICIES[rules.policy](candidates, request, book)
+    if group.panic:
+        why += "; panic"
+    return Choice(service, rules.policy + why, group.panic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +85,11 @@ class Rules:
 
 
 def _candidates(
-    table: ServiceTable, request: Request, book: LoadBook, now: float
+    group: Candidates, request: Request, book: LoadBook, now: float
 ) -> Sequence[Service]:
-    up = table.candidates(request.model)
-    if not up:
-        raise nobody_up(table, request.model)
-    if not book.any_ejected and not request.tried:
-        return table.preferred(request.model)
+    if not book.any_ejected and not request.tried and not group.panic:
+        return group.preferred
+    up = _worth_trying(group, book) if group.panic else group.up
     free = [s for s in up if not book.of(s).is_ejected(now)]
     # Ejection protects requests from a few bad engines. When it would take more than half of a
     # model's engines, the cause is more likely to be common to all, and trying beats refusing.
@@ -92,6 +100,13 @@ def _candidates(
             s for s in up if s.name not in request.tried
         ]
     return preferred(free)
+
+
+def _worth_trying(group: Candidates, book: LoadBook) -> Sequence[Service]:
+    """In panic: engines that are up or have not failed a request since they last served one."""
+    return [
+        s for s in group.known if s in group.up or not book.of(s).consecutive_failures
+    ] or group.known
 
 
 def nobody_up(table: ServiceTable, model: str | None) -> RouterError:
@@ -109,6 +124,17 @@ def nobody_up(table: ServiceTable, model: str | None) -> RouterError:
         f"The model '{model}' does not exist; GET /v1/models lists what is served",
         param="model",
     )
+
+
+def explain(error: RouterError, table: ServiceTable, request: Request) -> RouterError:
+    """The error to tell of a request that was sent in panic.
+
+    A connection that fails only confirms what probes said, unless an engine is up and untried.
+    """
+    up = table.candidates(request.model).up
+    if error.code is Code.CONNECT_FAILED and all(s.name in request.tried for s in up):
+        return nobody_up(table, request.model)
+    return error
 
 
 def _cache_tier(

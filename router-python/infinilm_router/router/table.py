@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 ENGINE_TYPE = "openai-api"
 MAX_NAMED_MODELS = 10_000
@@ -67,6 +67,23 @@ class Service:
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
 
 
+class Candidates(NamedTuple):
+    """The engines of one model that the registry calls running: `known`, and what probes say.
+
+    `up` are those whose probes are well, `preferred` those of `up` that take requests while all is
+    well. `panic` is True when probes leave less than half of `known`: the fault is then more likely
+    common to all of them (a network, the babysitters), and trying beats refusing.
+    """
+
+    known: tuple[Service, ...] = ()
+    up: tuple[Service, ...] = ()
+    preferred: Sequence[Service] = ()
+    panic: bool = False
+
+
+NOBODY = Candidates()
+
+
 @dataclass(frozen=True)
 class ServiceTable:
     """What is known of all services at one moment.
@@ -105,33 +122,30 @@ class ServiceTable:
         return tuple(s for s in self.engines if self.is_up(s))
 
     @cached_property
-    def _up_by_model(self) -> dict[str, tuple[Service, ...]]:
+    def _candidates(self) -> dict[str | None, Candidates]:
         return {
-            model: tuple(s for s in services if self.is_up(s))
-            for model, services in self.by_model.items()
+            None: self._sorted_out(self.engines),
+            **{model: self._sorted_out(services) for model, services in self.by_model.items()},
         }
 
-    def candidates(self, model: str | None) -> tuple[Service, ...]:
-        """The engines that are up and serve `model`; None means any model."""
-        if model is None:
-            return self.healthy_engines
-        return self._up_by_model.get(model, ())
+    def _sorted_out(self, services: Sequence[Service]) -> Candidates:
+        known = tuple(s for s in services if s.status == "running")
+        up = tuple(s for s in known if s.name not in self.down)
+        return Candidates(known, up, preferred(up), 2 * len(up) < len(known))
+
+    def candidates(self, model: str | None) -> Candidates:
+        """The engines that could serve `model`; None means any model."""
+        return self._candidates.get(model, NOBODY)
+
+    @property
+    def panic(self) -> bool:
+        """Whether probes leave less than half of some model's engines."""
+        return any(candidates.panic for candidates in self._candidates.values())
 
     @cached_property
     def has_tiers(self) -> bool:
         """Whether any engine declares the type of its cache."""
         return any("cache_type" in s.metadata for s in self.engines)
-
-    @cached_property
-    def _preferred(self) -> dict[str | None, Sequence[Service]]:
-        return {}
-
-    def preferred(self, model: str | None) -> Sequence[Service]:
-        """Those of `candidates` that take requests while all is well; see `preferred`."""
-        found = self._preferred.get(model)
-        if found is None:
-            found = self._preferred[model] = preferred(self.candidates(model))
-        return found
 
 
 def preferred(services: Sequence[Service]) -> Sequence[Service]:
