@@ -31,7 +31,9 @@ _PLAIN_REQUEST_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21\x22\x24-\x5b\x5d-\x7e]*) HTTP/1\.([01])\r\n"
 )
 _REQUEST_LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+) ([^ ]+) HTTP/(\d)\.(\d)\r\n")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([2-5]\d\d|1\d\d)(?: ([^\r\n\x00]*))?\r\n")
+_STATUS_LINE = re.compile(
+    rb"HTTP/1\.([01]) ([2-5]\d\d|1\d\d)(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r\n"
+)
 _TARGET = re.compile(rb"/[\x21\x22\x24-\x5b\x5d-\x7e]*")
 _ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]+)(.*)", re.DOTALL)
 _DOT_SEGMENT = re.compile(rb"(?:/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)|%00", re.IGNORECASE)

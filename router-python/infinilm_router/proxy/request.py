@@ -21,7 +21,9 @@ MAX_MEMBERS: Final = 4096  # members of the outermost object; more can only be a
 PROMPT_HEAD: Final = 1024  # bytes of the prompt that a request without a session key is known by
 MAX_FORM_TRIES: Final = 16  # places in a form that look like the field
 MAX_FORM_MODEL: Final = 1024  # bytes of its value
-SMALL_BODY: Final = 8 * 1024  # bytes; up to here one regular expression is faster than searching
+FIRST_PIECE: Final = 512  # bytes of a string looked at first, four times as many each time after
+LAST_PIECE: Final = 64 * 1024
+SMALL_BODY: Final = 2 * 1024  # bytes; up to here one regular expression is faster than searching
 
 # The members that routing looks at (routing.md calls the text of the prompt T).
 WANTED: Final = ("model", "stream", "prompt_cache_key", "user", "messages", "prompt", "input")
@@ -42,7 +44,6 @@ def _nested(depth: int, flat: bytes = _FLAT) -> bytes:
 
 
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
-_STRING_AT = re.compile(_STRING, re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,}\]\[{"]++')
 # A whole small body whose keys hold no escapes: a group keeps its last match, so that the last of
 # duplicate keys wins here too.
@@ -123,7 +124,8 @@ def _model_name(raw: bytes) -> str | None:
         raise RouterError(
             Code.INVALID_REQUEST, "model is not a valid JSON string", param="model"
         ) from None
-    return str(name) or None
+    # Half of a surrogate pair is no text: it could be written to no log.
+    return str(name).encode("utf-16", "surrogatepass").decode("utf-16", "replace") or None
 
 
 def _read_multipart(request: Request, content_type: bytes, body: bytes) -> None:
@@ -210,14 +212,24 @@ def _value_end(body: bytes, at: int) -> int:
 def _string_end(body: bytes, at: int) -> int:
     """Behind the closing quote of the string that opens at `at`; -1 without one.
 
-    Most strings hold no escaped quote, and then one search finds the end. With escaped quotes
-    the expression is faster than one search for each of them.
+    Most strings hold no escaped quote, and then one search finds the end. Else escapes are
+    blotted out, piece by piece, until a quote is left: that costs a tenth of walking over them.
     """
     quote = body.find(b'"', at + 1)
     if quote < 0 or body[quote - 1] != 92:
-        return quote + 1 if quote >= 0 else -1
-    match = _STRING_AT.match(body, at)
-    return match.end() if match else -1
+        return quote + 1
+    start, size = at + 1, FIRST_PIECE
+    while start < len(body):
+        piece = body[start : start + size]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # it ends inside an escape
+            piece = body[start : start + size + 1]
+        plain = piece.replace(b"\\\\", b"__") if b"\\\\" in piece else piece
+        end = plain.replace(b'\\"', b"__").find(b'"')
+        if end >= 0:
+            return start + end + 1
+        start += len(piece)
+        size = min(4 * size, LAST_PIECE)
+    return -1
 
 
 def _container_end(body: bytes, at: int) -> int:
