@@ -27,7 +27,7 @@ use crate::proxy::relay::{After, PING, Relay};
 use crate::proxy::request::read_request;
 use crate::proxy::server::{ClientConnection, Left};
 use crate::router::load::{InFlight, Outcome};
-use crate::router::selection::{Choice, Request, choose};
+use crate::router::selection::{Choice, Request, choose, explain};
 use crate::router::table::Service;
 use crate::utils::access_log::Record;
 use crate::utils::errors::{Code, RouterError};
@@ -149,7 +149,7 @@ impl<'c> Exchange<'c> {
                 None
             }
             Err(Fault::Own(error) | Fault::Engine(error) | Fault::Retry(error)) => {
-                Some(self.fail(&error))
+                Some(self.fail(error))
             }
         }
     }
@@ -594,17 +594,20 @@ impl<'c> Exchange<'c> {
         RouterError::new(code, format!("{text}: engine '{name}': {detail}"))
     }
 
-    fn fail(&mut self, error: &RouterError) -> After {
+    fn fail(&mut self, mut error: RouterError) -> After {
+        if self.choice.as_ref().is_some_and(|choice| choice.panic) {
+            error = explain(error, &self.gateway.shared.store.peek(), &self.request);
+        }
         if !self.relay.started {
             self.relay.status = error.http_status();
         }
         self.log(Some(error.code.text()));
         if !self.relay.started {
             let own = self.own_fields();
-            return self.client.answer_error(error, &self.head, &own);
+            return self.client.answer_error(&error, &self.head, &own);
         }
         self.out.clear();
-        let after = self.relay.break_off(error, &self.request_id, &mut self.out);
+        let after = self.relay.break_off(&error, &self.request_id, &mut self.out);
         self.client.send(&[&self.out]);
         after
     }
@@ -641,6 +644,7 @@ impl<'c> Exchange<'c> {
             out.extend_from_slice(b"\r\nx-infinilm-policy: ");
             out.extend_from_slice(choice.policy.as_bytes());
             out.extend_from_slice(choice.why.as_bytes());
+            out.extend_from_slice(choice.suffix().as_bytes());
         }
         out.extend_from_slice(b"\r\n");
         out

@@ -8,13 +8,13 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::router::load::{Book, entry};
-use crate::router::table::{Service, ServiceTable, preferred};
+use crate::router::table::{Candidates, Service, ServiceTable, preferred};
 use crate::utils::errors::{Code, RouterError};
 
 /// `consistent_hash`: no engine above this multiple of the mean in flight.
 const BOUNDED_LOAD: f64 = 1.25;
 
-type Candidates<'a> = Cow<'a, [Arc<Service>]>;
+type Engines<'a> = Cow<'a, [Arc<Service>]>;
 
 /// What selection knows of a request.
 ///
@@ -33,12 +33,22 @@ pub struct Request {
     pub tried: Vec<String>,
 }
 
-/// The engine, and why it was chosen (both texts make the value of `x-infinilm-policy`).
+/// The engine, and why it was chosen (the texts make the value of `x-infinilm-policy`).
+///
+/// In `panic` it was chosen although probes say that most engines of its model are down.
 #[derive(Clone, Debug)]
 pub struct Choice {
     pub service: Arc<Service>,
     pub policy: &'static str,
     pub why: &'static str,
+    pub panic: bool,
+}
+
+impl Choice {
+    /// What stands last in `x-infinilm-policy`.
+    pub const fn suffix(&self) -> &'static str {
+        if self.panic { "; panic" } else { "" }
+    }
 }
 
 /// How to choose among candidates.
@@ -120,7 +130,11 @@ pub fn choose(
     now: Instant,
     rules: Rules,
 ) -> Result<Option<Choice>, RouterError> {
-    let mut candidates = candidates(table, request, book, now)?;
+    let group = table.candidates(request.model.as_deref());
+    if group.known.is_empty() {
+        return Err(nobody_up(table, request.model.as_deref()));
+    }
+    let mut candidates = candidates(group, request, book, now);
     if candidates.len() > 1 {
         candidates = cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold);
     }
@@ -140,23 +154,20 @@ pub fn choose(
         service: Arc::clone(service),
         policy: policy.name(),
         why,
+        panic: group.panic,
     }))
 }
 
 fn candidates<'a>(
-    table: &'a ServiceTable,
+    group: &'a Candidates,
     request: &Request,
     book: &Book,
     now: Instant,
-) -> Result<Candidates<'a>, RouterError> {
-    let model = request.model.as_deref();
-    let up = table.candidates(model);
-    if up.is_empty() {
-        return Err(nobody_up(table, model));
+) -> Engines<'a> {
+    if !book.any_ejected && request.tried.is_empty() && !group.panic {
+        return Cow::Borrowed(&group.preferred);
     }
-    if !book.any_ejected && request.tried.is_empty() {
-        return Ok(Cow::Borrowed(table.preferred(model)));
-    }
+    let up = worth_trying(group, book);
     let ejected = |s: &Service| book.get(&s.name).is_some_and(|load| load.is_ejected(now));
     let mut free: Vec<_> = up.iter().filter(|s| !ejected(s)).cloned().collect();
     // Ejection protects requests from a few bad engines. When it would take more than half of a
@@ -171,7 +182,25 @@ fn candidates<'a>(
             free.retain(|s| !request.tried.contains(&s.name));
         }
     }
-    Ok(Cow::Owned(preferred(&free)))
+    Cow::Owned(preferred(&free))
+}
+
+/// Those that are up; in panic also those that have not failed a request since they last served one.
+fn worth_trying<'a>(group: &'a Candidates, book: &Book) -> Engines<'a> {
+    if !group.panic {
+        return Cow::Borrowed(&group.up);
+    }
+    let unfailing = |s: &Service| {
+        let load = book.get(&s.name);
+        load.is_none_or(|load| load.consecutive_failures == 0)
+    };
+    let is_up = |s: &Arc<Service>| group.up.iter().any(|up| Arc::ptr_eq(up, s));
+    let hopeful = group.known.iter().filter(|s| is_up(s) || unfailing(s));
+    let hopeful: Vec<_> = hopeful.cloned().collect();
+    if hopeful.is_empty() {
+        return Cow::Borrowed(&group.known);
+    }
+    Cow::Owned(hopeful)
 }
 
 /// Why no engine can serve `model`.
@@ -187,8 +216,20 @@ pub fn nobody_up(table: &ServiceTable, model: Option<&str>) -> RouterError {
     RouterError::new(Code::ModelNotFound, text).with_param("model")
 }
 
+/// The error to tell of a request that was sent in panic.
+///
+/// A connection that fails only confirms what probes said, unless an engine is up and untried.
+pub fn explain(error: RouterError, table: &ServiceTable, request: &Request) -> RouterError {
+    let model = request.model.as_deref();
+    let mut up = table.candidates(model).up.iter();
+    if error.code == Code::ConnectFailed && up.all(|s| request.tried.contains(&s.name)) {
+        return nobody_up(table, model);
+    }
+    error
+}
+
 /// Long prompts prefer engines with a static cache, others those with a paged one.
-fn cache_tier(candidates: Candidates<'_>, prompt_bytes: usize, threshold: u64) -> Candidates<'_> {
+fn cache_tier(candidates: Engines<'_>, prompt_bytes: usize, threshold: u64) -> Engines<'_> {
     if !candidates
         .iter()
         .any(|s| s.metadata.contains_key("cache_type"))

@@ -142,23 +142,29 @@ pub struct ServiceTable {
     pub by_model: HashMap<String, Services>,
     /// The engines that are up.
     pub healthy_engines: Services,
-    up_by_model: HashMap<String, Candidates>,
-    up_any: Candidates,
+    candidates: HashMap<String, Candidates>,
+    candidates_any: Candidates,
 }
 
-/// Engines that are up, and those of them that take requests while all is well.
+/// The engines of one model that the registry calls running: `known`, and what probes say.
+///
+/// `up` are those whose probes are well, `preferred` those of `up` that take requests while all is
+/// well. `panic` is true when probes leave less than half of `known`: the fault is then more likely
+/// common to all of them (a network, the babysitters), and trying beats refusing.
 #[derive(Debug, Default)]
-struct Candidates {
-    up: Services,
-    preferred: Services,
+pub struct Candidates {
+    pub known: Services,
+    pub up: Services,
+    pub preferred: Services,
+    pub panic: bool,
 }
 
-impl Candidates {
-    fn new(up: Services) -> Self {
-        let preferred = preferred(&up);
-        Self { up, preferred }
-    }
-}
+static NOBODY: Candidates = Candidates {
+    known: Vec::new(),
+    up: Vec::new(),
+    preferred: Vec::new(),
+    panic: false,
+};
 
 impl ServiceTable {
     /// The table of these services with all that is derived from them.
@@ -178,18 +184,26 @@ impl ServiceTable {
             engines,
             ..Self::default()
         };
-        table.healthy_engines = table.up_of(&table.engines);
-        table.up_any = Candidates::new(table.healthy_engines.clone());
-        table.up_by_model = table
+        table.candidates_any = table.sorted_out(&table.engines);
+        table.healthy_engines = table.candidates_any.up.clone();
+        table.candidates = table
             .by_model
             .iter()
-            .map(|(model, services)| (model.clone(), Candidates::new(table.up_of(services))))
+            .map(|(model, services)| (model.clone(), table.sorted_out(services)))
             .collect();
         table
     }
 
-    fn up_of(&self, services: &[Arc<Service>]) -> Services {
-        services.iter().filter(|s| self.is_up(s)).cloned().collect()
+    fn sorted_out(&self, services: &[Arc<Service>]) -> Candidates {
+        let is_running = |s: &&Arc<Service>| s.status == "running";
+        let known: Services = services.iter().filter(is_running).cloned().collect();
+        let up: Services = known.iter().filter(|s| self.is_up(s)).cloned().collect();
+        Candidates {
+            panic: 2 * up.len() < known.len(),
+            preferred: preferred(&up),
+            known,
+            up,
+        }
     }
 
     /// True when registry and probe both say that it takes requests.
@@ -197,21 +211,17 @@ impl ServiceTable {
         service.status == "running" && !self.down.contains(&service.name)
     }
 
-    fn of_model(&self, model: Option<&str>) -> Option<&Candidates> {
+    /// The engines that could serve `model`; None means any model.
+    pub fn candidates(&self, model: Option<&str>) -> &Candidates {
         match model {
-            None => Some(&self.up_any),
-            Some(model) => self.up_by_model.get(model),
+            None => &self.candidates_any,
+            Some(model) => self.candidates.get(model).unwrap_or(&NOBODY),
         }
     }
 
-    /// The engines that are up and serve `model`; None means any model.
-    pub fn candidates(&self, model: Option<&str>) -> &[Arc<Service>] {
-        self.of_model(model).map_or(&[], |found| &found.up)
-    }
-
-    /// Those of `candidates` that take requests while all is well; see `preferred`.
-    pub fn preferred(&self, model: Option<&str>) -> &[Arc<Service>] {
-        self.of_model(model).map_or(&[], |found| &found.preferred)
+    /// Whether probes leave less than half of some model's engines.
+    pub fn panic(&self) -> bool {
+        self.candidates_any.panic || self.candidates.values().any(|found| found.panic)
     }
 }
 

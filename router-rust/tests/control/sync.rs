@@ -173,7 +173,7 @@ async fn a_draining_engine_is_taken_out_at_once_and_stays_named() {
     registry.publish(&all);
     until("draining", || parts.status("b") == "draining").await;
     let table = parts.store.current();
-    assert_eq!(names(table.candidates(Some("m"))), ["a"]);
+    assert_eq!(names(&table.candidates(Some("m")).up), ["a"]);
     assert_eq!(names(&table.by_model["m"]), ["a", "b"]);
 }
 
@@ -269,7 +269,7 @@ async fn a_router_started_without_registry_serves_from_the_last_list() {
     let table = later.store.current();
     assert!(table.known);
     assert_eq!(
-        table.candidates(Some("m"))[0].metadata["max_concurrency"],
+        table.candidates(Some("m")).up[0].metadata["max_concurrency"],
         3
     );
 }
@@ -338,7 +338,7 @@ async fn models_learned_from_an_engine_survive_the_next_sync() {
     let registry = Registry::start(&[entry("a", None)]).await;
     let parts = System::start(&registry.url, quick());
     let _learning = running(Arc::clone(&parts.learner).run());
-    let serves = |model: &str| !parts.store.current().candidates(Some(model)).is_empty();
+    let serves = |model: &str| !parts.store.current().candidates(Some(model)).up.is_empty();
     until("learned", || serves("found")).await;
     registry.publish(&[entry("a", None), entry("b", Some(&["n"]))]);
     until("two", || parts.names() == "a,b").await;
