@@ -39,8 +39,6 @@ run_with_progress() ( # NAME TITLE LOG COMMAND...: false, and the log's end is s
   set -m  # a process group of its own, which ends as a whole when the script is interrupted
   "${@:4}" >"$log" 2>&1 </dev/null & job=$!
   trap 'kill -- "-$job"' EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
   while kill -0 "$job" 2>/dev/null; do
     if ((SECONDS - said >= SAY_EVERY)); then
       said=$SECONDS

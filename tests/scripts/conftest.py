@@ -1,16 +1,20 @@
 """A copy of the project in a folder with a space in its name, for the scripts to run in."""
 
+import atexit
 import contextlib
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rig.processes import ROOT
+from rig.routers import router_argv, router_names
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 
@@ -80,6 +84,27 @@ class Tree:
         path.write_text(text, "utf-8")
         return path
 
+    def program(self, name: str, text: str) -> Path:
+        """An executable file."""
+        path = self.write(name, text)
+        path.chmod(0o755)
+        return path
+
+    def system_path(self, *first: Path) -> str:
+        """A PATH of these folders and the system's tools, without cargo and an installed router."""
+        return ":".join(map(str, (*first, system_tools())))
+
+
+@functools.cache
+def system_tools() -> Path:
+    """A folder of links, one for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="system tools "))
+    atexit.register(shutil.rmtree, folder)
+    tools = {tool.name: tool for place in ("/bin", "/usr/bin") for tool in Path(place).iterdir()}
+    for name in tools.keys() - {"cargo", "infini-router"}:
+        (folder / name).symlink_to(tools[name])
+    return folder
+
 
 def marked_processes() -> set[int]:
     """Every live process that a launch script started, whoever ran that script."""
@@ -135,8 +160,18 @@ def clean_environment() -> dict[str, str]:
         "BABYSITTER_",
         "LAUNCH_",
         "PYTHON_CMD",
+        "ROUTERS",
+        "CARGO_TARGET_DIR",
+        "INFINILM_ROUTER_BIN",
     )
     return {key: value for key, value in os.environ.items() if not key.startswith(read)}
+
+
+def router_choice() -> dict[str, str]:
+    """The Rust router as built in this checkout, since building one in each copy takes minutes."""
+    if "rust" in router_names():
+        return {"INFINILM_ROUTER_BIN": router_argv("rust")[0]}
+    return {"ROUTER_IMPLEMENTATION": "python"}
 
 
 @pytest.fixture
@@ -149,6 +184,7 @@ def make_tree(tmp_path: Path) -> Iterator[object]:
         copy_project(root)
         env = {
             **clean_environment(),
+            **router_choice(),
             "INFINILM_PYTHON": sys.executable,
             "INFINILM_TEST_TREE": str(root),
             "TREE_TIMEOUT": "5",

@@ -258,6 +258,7 @@ def test_the_shipped_json_files_have_the_documented_keys():
     }
     router = json.loads((CONFIGS / "router_config.json").read_text())
     assert set(router["router"]) == {
+        "implementation",
         "port",
         "registry_url",
         "load_balancing_method",

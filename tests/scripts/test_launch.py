@@ -153,25 +153,6 @@ def test_a_faulty_config_file_is_reported_by_the_program_with_exit_code_64(tree)
     assert tree.pid_files() == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "environment"),
-    [
-        (["--router-port", "0", "--implementation", "rust"], {}),
-        ([], {"ROUTER_IMPLEMENTATION": "rust"}),
-    ],
-)
-def test_the_rust_router_is_refused_with_what_is_missing(tree, arguments, environment):
-    code, output = tree.script("launch_router.sh", *arguments, **environment)
-    assert code == 69
-    assert "router-rust" in output
-
-
-def test_an_unknown_router_implementation_is_a_usage_error(tree):
-    code, output = tree.script("launch_router.sh", "--implementation=cobol")
-    assert code == 64
-    assert "'cobol'; it can be python or rust" in output
-
-
 @pytest.mark.parametrize("asked", ["PORT", "mock", "mock_PORT"])
 def test_stop_babysitter_takes_port_or_name(tree, asked):
     ports = use_free_ports(tree)

@@ -8,14 +8,25 @@ PYTHON = f"""#!/bin/sh
 [ "$1" = -c ] && exec "{sys.executable}" "$@"
 shift
 echo "ran $* MYPYPATH=$MYPYPATH"
+[ "$1" = pytest ] && echo "routers: ${{ROUTERS:-all}}"
 case "$FAILING" in *"$1 "*) exit 1 ;; esac
+"""
+CARGO = """#!/bin/sh
+case "$1 $2" in
+  "--version "*) echo "cargo $CARGO_STAND_IN"; exit ;;
+  *" --version") case "$CARGO_TOOLS" in *"$1"*) exit 0 ;; *) exit 101 ;; esac ;;
+esac
+echo "ran cargo $* in ${PWD##*/} jobs=$CARGO_BUILD_JOBS"
+case "$FAILING" in *"cargo $1"*) exit 1 ;; esac
 """
 
 
 @pytest.fixture
 def checks(tree):
-    tree.write("fake/python", PYTHON).chmod(0o755)
-    tree.write("fake/shellcheck", '#!/bin/sh\necho "ran shellcheck $*"\n').chmod(0o755)
+    tree.program("fake/python", PYTHON)
+    tree.program("fake/cargo", CARGO)
+    tree.program("fake/shellcheck", '#!/bin/sh\necho "ran shellcheck $*"\n')
+    tree.env.update(CARGO_STAND_IN="1.99.0", CARGO_BUILD_JOBS="")
 
     def run(*arguments: str, **env: str) -> tuple[int, list[str]]:
         python = str(tree.root / "fake/python")
@@ -47,6 +58,59 @@ def test_a_group_that_fails_is_named_at_the_end_after_all_have_run(checks):
         "error: failed: mypy registry; mypy babysitter; mypy router-python;"
     )
     assert "ran pytest MYPYPATH=" in lines
+
+
+def cargo_lines(lines: list[str]) -> list[str]:
+    return [line.removeprefix("ran cargo ") for line in lines if line.startswith("ran cargo ")]
+
+
+def test_the_rust_router_is_checked_and_built_before_pytest(checks):
+    code, lines = checks()
+    assert code == 0
+    assert cargo_lines(lines) == [
+        "fmt --check in router-rust jobs=2",
+        "clippy --all-targets --locked -- -D warnings in router-rust jobs=2",
+        "test --locked in router-rust jobs=2",
+        "doc --no-deps --locked in router-rust jobs=2",
+        "build --release --locked in router-rust jobs=2",
+    ]
+    assert lines.index("ran cargo build --release --locked in router-rust jobs=2") < lines.index(
+        "ran pytest MYPYPATH="
+    )
+    assert "routers: all" in lines
+    assert "== cargo deny is not installed: not run" in lines
+    assert "== cargo audit is not installed: not run" in lines
+
+
+def test_cargo_deny_and_audit_run_where_they_are_installed(checks):
+    _, lines = checks(CARGO_TOOLS="deny audit", CARGO_BUILD_JOBS="7")
+    assert "deny --locked check in router-rust jobs=7" in cargo_lines(lines)
+    assert "audit in router-rust jobs=7" in cargo_lines(lines)
+
+
+def test_a_rust_router_that_is_not_built_is_not_tested_in_an_older_state(checks):
+    code, lines = checks(FAILING="cargo clippy, cargo build")
+    assert code == 1
+    assert "routers: python" in lines
+    assert lines[-1].startswith("error: failed: cargo clippy; cargo build;")
+
+
+def test_without_cargo_one_line_says_that_the_rust_router_is_left_out(tree, checks):
+    (tree.root / "fake/cargo").unlink()
+    code, lines = checks(PATH=tree.system_path())
+    assert code == 0, lines
+    assert [line for line in lines if "Rust" in line] == [
+        "== the Rust router is not checked: no cargo. pytest runs the Python router only."
+    ]
+    assert "routers: python" in lines
+
+
+def test_a_cargo_that_is_too_old_for_the_crate_is_none(checks):
+    code, lines = checks(CARGO_STAND_IN="1.50.0 (old)")
+    assert code == 0, lines
+    assert any("Rust router is not checked: no cargo 1." in line for line in lines)
+    assert any("(but 1.50.0). pytest runs" in line for line in lines)
+    assert cargo_lines(lines) == []
 
 
 def test_slow_selects_the_slow_lane(checks):
