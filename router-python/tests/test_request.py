@@ -100,6 +100,18 @@ def test_a_model_that_is_no_string_is_the_clients_mistake(value: bytes) -> None:
     assert caught.value.param == "model"
 
 
+@pytest.mark.parametrize(
+    "body", [b'{"model":"m', b'{"model":"', b'{"a":["x', b'{"a":{"b":"x', b'{"a":"x', b'{"a":["\\']
+)
+def test_a_string_that_does_not_end_names_no_model_and_ends_the_scan(body: bytes) -> None:
+    assert asked(body).model is None
+
+
+def test_half_of_a_surrogate_pair_becomes_a_replacement_character() -> None:
+    assert asked(rb'{"model":"\ud83d"}').model == "\ufffd"
+    assert asked(rb'{"model":"\ud83d\ude00"}').model == "\U0001f600"
+
+
 def test_more_members_than_any_client_sends_are_refused() -> None:
     members = b",".join([b'"a":1'] * (MAX_MEMBERS + 1))
     with pytest.raises(RouterError):

@@ -216,7 +216,9 @@ def _string_end(body: bytes, at: int) -> int:
     blotted out, piece by piece, until a quote is left: that costs a tenth of walking over them.
     """
     quote = body.find(b'"', at + 1)
-    if quote < 0 or body[quote - 1] != 92:
+    if quote < 0:
+        return -1
+    if body[quote - 1] != 92:
         return quote + 1
     start, size = at + 1, FIRST_PIECE
     while start < len(body):
