@@ -590,9 +590,8 @@ fn status_line(line: &[u8]) -> Option<(u8, u16, &[u8])> {
         _ => return None,
     };
     let status = u16::try_from(plain_number(code)?).ok()?;
-    memchr(b'\r', reason)
-        .is_none()
-        .then_some((*minor, status, reason))
+    let is_text = reason.iter().all(|&b| is_field_text(b));
+    is_text.then_some((*minor, status, reason))
 }
 
 /// A head with its announced length.
