@@ -12,7 +12,7 @@ use memchr::{memchr, memchr_iter, memmem};
 
 use crate::utils::errors::{Code, RouterError};
 use crate::utils::headers::{
-    FORWARDED, HOP_BY_HOP, connection_tokens, is_safe_request_id, is_token,
+    FORWARDED, HOP_BY_HOP, connection_tokens, is_field_text, is_safe_request_id, is_token,
 };
 
 pub const MAX_REQUEST_HEAD: usize = 16 * 1024;
@@ -478,6 +478,9 @@ fn request_line(line: &[u8]) -> Result<(&[u8], &[u8], u8), RouterError> {
     if !METHODS.contains(&method) {
         return Err(refused("this method is not served", 501));
     }
+    if !target.is_ascii() {
+        return Err(malformed("Invalid char in url path"));
+    }
     Ok((method, target, *minor))
 }
 
@@ -519,13 +522,20 @@ fn check_fields(data: &[u8], max_fields: usize) -> Result<(), RouterError> {
         Err(httparse::Error::HeaderValue) => "Invalid header value char",
         Err(_) => "Missing expected LF after header value",
     };
-    let is_folded = memmem::find(data, b"\r\n ").or_else(|| memmem::find(data, b"\r\n\t"));
-    let folded = is_folded.is_some() || matches!(data.first(), Some(b' ' | b'\t'));
-    Err(malformed(if folded {
+    Err(malformed(more_exactly(data, text)))
+}
+
+/// What httparse has no word for: odd blanks at the start of a line, a CR inside of one.
+fn more_exactly<'a>(data: &[u8], text: &'a str) -> &'a str {
+    if matches!(data.first(), Some(b' ' | b'\t')) {
+        "Unexpected space after start line"
+    } else if memmem::find(data, b"\r\n ").is_some() || memmem::find(data, b"\r\n\t").is_some() {
         "Unexpected whitespace after header value"
+    } else if memchr_iter(b'\r', data).any(|at| data.get(at + 1) != Some(&b'\n')) {
+        "Missing expected LF after header value"
     } else {
         text
-    }))
+    }
 }
 
 /// The peer's bytes do not follow the rules; the text says how.
