@@ -304,7 +304,9 @@ def use_free_ports(tree) -> None:
     tree.env.update(REGISTRY_PORT=str(registry))
     mock = tree.root / "deployment_configs/babysitters/mock.toml"
     text = mock.read_text().replace("8100", str(engine)).replace("18000", str(registry))
-    mock.write_text(text)
+    text = text.replace("localhost:8000", f"localhost:{router}")
+    text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\n[backend]")
+    mock.write_text(text.replace("# tokens_per_second = 50", "tokens_per_second = 1000"))
 
 
 def test_launch_all_serves_with_either_router_and_nothing_else_changes(tree):

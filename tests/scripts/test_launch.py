@@ -17,7 +17,7 @@ SHIPPED_PORTS = {"registry": "18000", "router": "8000", "engine": "8100"}
 
 
 def use_free_ports(tree) -> dict[str, int]:
-    """Other ports and a short drain in the shipped files, which the scripts must go by."""
+    """Other ports, a short drain and a fast engine in the shipped files that scripts go by."""
     ports = {name: free_port() for name in SHIPPED_PORTS}
     for name in ("registry_config.json", "router_config.json", "babysitters/mock.toml"):
         path = tree.root / "deployment_configs" / name
@@ -25,6 +25,8 @@ def use_free_ports(tree) -> dict[str, int]:
         for service, shipped in SHIPPED_PORTS.items():
             text = re.sub(rf"\b{shipped}\b", str(ports[service]), text)
         text = text.replace('"router": {', '"router": {"drain_delay": 0.1,')
+        text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\n[backend]")
+        text = text.replace("# tokens_per_second = 50", "tokens_per_second = 1000")
         path.write_text(text)
     return ports
 
