@@ -32,6 +32,8 @@ use crate::utils::logging::LogLevel;
 use crate::utils::time::seconds;
 
 const FIRST_MODELS_TIME: Duration = Duration::from_secs(1);
+/// Time for look-ups of names to end with the router.
+const LOOKUPS_TIME: Duration = Duration::from_secs(1);
 
 type Reload = Box<dyn Fn() -> Result<RouterConfig, ConfigError>>;
 type Configured = Box<dyn Fn(&Arc<RouterConfig>)>;
@@ -132,8 +134,10 @@ impl App {
     /// Serve until SIGTERM or SIGINT, then drain. Returns the exit code.
     pub fn run(mut self) -> ExitCode {
         let started = new_runtime().and_then(|runtime| {
-            let local = LocalSet::new();
-            local.block_on(&runtime, self.serve())
+            let ended = LocalSet::new().block_on(&runtime, self.serve());
+            // A look-up of a name that hangs must not hold up the end.
+            runtime.shutdown_timeout(LOOKUPS_TIME);
+            ended
         });
         match started {
             Ok(()) => {
@@ -262,6 +266,7 @@ impl App {
             threads.push(std::thread::Builder::new().spawn(move || {
                 let _alive = alive;
                 LocalSet::new().block_on(&runtime, serve_thread(shared, listeners, orders));
+                runtime.shutdown_timeout(LOOKUPS_TIME);
             })?);
         }
         tokio::task::spawn_local({

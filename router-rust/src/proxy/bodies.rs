@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use memchr::memchr;
 
-use crate::proxy::heads::{RequestHead, ResponseHead, refused};
+use crate::proxy::fields::refused;
+use crate::proxy::heads::{RequestHead, ResponseHead};
 use crate::utils::errors::{Code, RouterError};
 use crate::utils::headers::{is_field_text, is_token};
 

@@ -3,42 +3,38 @@
 //! An `Exchange` lives from the moment the request is whole until its one outcome. It runs in the
 //! task of its client's connection and watches both sides at once.
 
+mod answer;
+mod deadlines;
+mod ends;
+mod sending;
+
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::time::{Instant, sleep};
 
-use crate::proxy::bodies::{BodyReader, response_body};
+use self::ends::connect_failed;
+use self::sending::Sending;
+use crate::proxy::bodies::BodyReader;
 use crate::proxy::gateway::{Asked, Gateway, Settings};
-use crate::proxy::heads::{
-    Broken, MAX_RESPONSE_HEAD, RequestHead, ResponseHead, head_end, line_ends_are_clean,
-    parse_response_head,
-};
+use crate::proxy::heads::{RequestHead, ResponseHead};
 use crate::proxy::pool::UpstreamConnection;
-use crate::proxy::relay::{After, PING, Relay};
+use crate::proxy::relay::{After, Relay};
 use crate::proxy::request::read_request;
 use crate::proxy::server::{ClientConnection, Left};
 use crate::router::load::{InFlight, Outcome};
-use crate::router::selection::{Choice, Request, choose, explain};
+use crate::router::selection::{Choice, Request, choose};
 use crate::router::table::Service;
-use crate::utils::access_log::Record;
 use crate::utils::errors::{Code, RouterError};
-use crate::utils::headers::push_decimal;
-use crate::utils::json;
 
 const MAX_ATTEMPTS: u32 = 2;
 /// Seconds; spreads the retries of a burst.
 const RETRY_JITTER: f64 = 0.025;
-/// Timers may come a little early.
-const TIMER_SLACK: Duration = Duration::from_millis(1);
 
 const fn is_engine_fault(status: u16) -> bool {
     matches!(status, 502..=504)
@@ -366,385 +362,11 @@ impl<'c> Exchange<'c> {
             (Ok(()), count) => Event::Read(count),
         })
     }
-
-    // From the engine
-
-    /// Bytes from the engine: the head first, then the body. Some = the answer is complete.
-    fn on_data(
-        &mut self,
-        data: &mut [u8],
-        connection: &mut UpstreamConnection,
-        in_flight: &mut InFlight,
-    ) -> Result<Option<bool>, Fault> {
-        self.last_activity = Instant::now();
-        if self.answer.is_some() {
-            return self.on_body(data);
-        }
-        let mut whole;
-        let data = if self.partial.is_empty() {
-            data
-        } else {
-            whole = std::mem::take(&mut self.partial);
-            whole.extend_from_slice(data);
-            &mut whole
-        };
-        match read_head(data, connection) {
-            Err(Broken(text)) => Err(self.engine_broke(Code::UpstreamInvalid, &text)),
-            Ok((start, None)) => {
-                self.partial = data[start..].to_vec();
-                Ok(None)
-            }
-            Ok((start, Some((head, length)))) => {
-                self.begin_answer(head, length, in_flight)?;
-                let ended = self.on_body(&mut data[start..])?;
-                self.set_deadline();
-                Ok(ended)
-            }
-        }
-    }
-
-    fn begin_answer(
-        &mut self,
-        head: Rc<ResponseHead>,
-        length: Option<u64>,
-        in_flight: &mut InFlight,
-    ) -> Result<(), Fault> {
-        let now = self.last_activity;
-        let status = head.status;
-        let fault = is_engine_fault(status);
-        self.first_byte_at = Some(now);
-        in_flight.first_byte(if fault { Outcome::Neutral } else { Outcome::Ok }, now);
-        self.phase = "stream";
-        let expected = head.event_stream && status == 200;
-        self.answer = Some(Answer {
-            reader: response_body(&head, length, &self.head.method),
-            head,
-            length,
-        });
-        if self.relay.started && !expected {
-            let text = format!("it answered {status} after the stream to the client had begun");
-            return Err(self.engine_broke(Code::UpstreamInvalid, &text));
-        }
-        Ok(())
-    }
-
-    /// Relay what came of the body, behind the head when that has not gone out yet.
-    fn on_body(&mut self, data: &mut [u8]) -> Result<Option<bool>, Fault> {
-        let own = if self.relay.started {
-            Vec::new()
-        } else {
-            self.own_fields()
-        };
-        let Some(answer) = &mut self.answer else {
-            return Ok(None);
-        };
-        let fed = answer.reader.feed(data);
-        let done = answer.reader.is_done() && fed.fault.is_none();
-        self.out.clear();
-        if !self.relay.started {
-            self.relay
-                .start(&answer.head, answer.length, &own, &mut self.out);
-        }
-        let framed = self.relay.feed(&data[fed.payload], &mut self.out);
-        let complete = done && self.is_complete();
-        let end = if complete { self.relay.end() } else { b"" };
-        self.client
-            .send(&[&self.out, framed.payload, framed.after, end]);
-        if let Some(fault) = fed.fault {
-            return Err(self.engine_broke(Code::UpstreamInvalid, fault));
-        }
-        if done && !complete {
-            return Err(self.cut_off());
-        }
-        Ok(done.then_some(fed.rest == data.len()))
-    }
-
-    /// Whether a body that has ended is all there, as far as can be seen.
-    fn is_complete(&self) -> bool {
-        let ends_by_closing = |choice: &Choice| {
-            let end = choice.service.metadata.get("stream_end");
-            end.and_then(Value::as_str) == Some("close")
-        };
-        self.relay.looks_complete() || self.choice.as_ref().is_some_and(ends_by_closing)
-    }
-
-    fn cut_off(&self) -> Fault {
-        self.engine_broke(Code::UpstreamReset, "the stream ended without [DONE]")
-    }
-
-    /// The engine's connection ended before the answer did (or the answer ends with it).
-    fn on_lost(&mut self, orderly: bool) -> Result<bool, Fault> {
-        let Some(answer) = &self.answer else {
-            return Err(self.lost_before_head());
-        };
-        if orderly && matches!(answer.reader, BodyReader::UntilClose) {
-            if !self.is_complete() {
-                return Err(self.cut_off());
-            }
-            self.client.send(&[self.relay.end()]);
-            return Ok(false);
-        }
-        let text = "it closed the connection before the end of its answer";
-        Err(self.engine_broke(Code::UpstreamReset, text))
-    }
-
-    fn lost_before_head(&self) -> Fault {
-        let text = "it closed the connection before it answered";
-        let error = self.bad_gateway(Code::UpstreamReset, text);
-        let untouched = !self.relay.started && self.partial.is_empty();
-        if untouched && self.settings.retry_on_reset {
-            Fault::Retry(error)
-        } else {
-            Fault::Engine(error)
-        }
-    }
-
-    // Deadlines
-
-    fn set_deadline(&mut self) {
-        let mut limit = self.silence_limit();
-        if let Some(interval) = self.ping_interval() {
-            limit = limit.min(interval);
-        }
-        self.client.deadline.set(self.last_activity + limit);
-    }
-
-    fn silence_limit(&self) -> Duration {
-        if self.answer.is_some() {
-            self.settings.idle_timeout
-        } else if self.request.stream {
-            self.settings.first_byte_timeout
-        } else {
-            self.settings.response_timeout
-        }
-    }
-
-    /// The silence after which a comment is sent; None = never.
-    fn ping_interval(&self) -> Option<Duration> {
-        let is_stream = self
-            .answer
-            .as_ref()
-            .is_none_or(|answer| answer.head.event_stream);
-        let interval = self.settings.sse_ping_interval;
-        interval.filter(|_| self.request.stream && is_stream)
-    }
-
-    fn on_deadline(&mut self) -> Result<(), Fault> {
-        let now = Instant::now();
-        let silence = now.saturating_duration_since(self.last_activity) + TIMER_SLACK;
-        let limit = self.silence_limit();
-        if silence >= limit {
-            return Err(self.too_silent());
-        }
-        let mut wait = limit - silence;
-        if let Some(interval) = self.ping_interval() {
-            wait = wait.min(interval.checked_sub(silence).unwrap_or_else(|| {
-                self.ping();
-                interval
-            }));
-        }
-        self.client.deadline.set(now + wait);
-        Ok(())
-    }
-
-    fn too_silent(&self) -> Fault {
-        let config = &self.settings.config;
-        if self.answer.is_some() {
-            let text = format!("no byte for {} s", json::general(config.idle_timeout));
-            return self.engine_broke(Code::IdleTimeout, &text);
-        }
-        let stream = self.request.stream;
-        let limit = if stream {
-            config.first_byte_timeout
-        } else {
-            config.response_timeout
-        };
-        let text = format!("no answer within {} s", json::general(limit));
-        self.engine_broke(Code::FirstByteTimeout, &text)
-    }
-
-    /// Send a comment: something is still coming.
-    fn ping(&mut self) {
-        self.out.clear();
-        if !self.relay.started {
-            let own = self.own_fields();
-            self.relay.start_early(&own, &mut self.out);
-        } else if !self.relay.between_events() {
-            return;
-        }
-        let framed = self.relay.feed(PING, &mut self.out);
-        self.client.send(&[&self.out, framed.payload, framed.after]);
-    }
-
-    // Ends
-
-    fn engine_broke(&self, code: Code, detail: &str) -> Fault {
-        Fault::Engine(self.bad_gateway(code, detail))
-    }
-
-    fn bad_gateway(&self, code: Code, detail: &str) -> RouterError {
-        let name = self
-            .choice
-            .as_ref()
-            .map_or("-", |choice| &choice.service.name);
-        let text = match code {
-            Code::FirstByteTimeout | Code::IdleTimeout => "Service timeout",
-            _ => "Bad gateway - error communicating with service",
-        };
-        RouterError::new(code, format!("{text}: engine '{name}': {detail}"))
-    }
-
-    fn fail(&mut self, mut error: RouterError) -> After {
-        if self.choice.as_ref().is_some_and(|choice| choice.panic) {
-            error = explain(error, &self.gateway.shared.store.peek(), &self.request);
-        }
-        if !self.relay.started {
-            self.relay.status = error.http_status();
-        }
-        self.log(Some(error.code.text()));
-        if !self.relay.started {
-            let own = self.own_fields();
-            return self.client.answer_error(&error, &self.head, &own);
-        }
-        self.out.clear();
-        let after = self.relay.break_off(&error, &self.request_id, &mut self.out);
-        self.client.send(&[&self.out]);
-        after
-    }
-
-    fn log(&self, code: Option<&'static str>) {
-        let record = Record {
-            request_id: &self.request_id,
-            client: &self.client.peer,
-            method: &self.head.method,
-            path: self.head.path(),
-            request: &self.request,
-            status: self.relay.status,
-            choice: self.choice.as_ref(),
-            attempts: self.attempts,
-            started: self.started,
-            first_byte_at: self.first_byte_at,
-            bytes_sent: self.relay.bytes_sent,
-            phase: self.phase,
-            code,
-        };
-        self.gateway.access_log.exchange(&record, Instant::now());
-    }
-
-    /// The router's own fields of the answer, as they stand on the wire.
-    fn own_fields(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(192);
-        out.extend_from_slice(b"x-request-id: ");
-        out.extend_from_slice(self.request_id.as_bytes());
-        if let Some(choice) = &self.choice {
-            out.extend_from_slice(b"\r\nx-infinilm-service: ");
-            out.extend_from_slice(choice.service.name.as_bytes());
-            out.extend_from_slice(b"\r\nx-infinilm-attempts: ");
-            push_decimal(&mut out, u64::from(self.attempts));
-            out.extend_from_slice(b"\r\nx-infinilm-policy: ");
-            out.extend_from_slice(choice.policy.as_bytes());
-            out.extend_from_slice(choice.why.as_bytes());
-            out.extend_from_slice(choice.suffix().as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
-        out
-    }
 }
 
 const fn outcome_of(fault: &Fault) -> Outcome {
     match fault {
         Fault::Gone | Fault::Own(_) => Outcome::Neutral,
         Fault::Engine(_) | Fault::Retry(_) => Outcome::EngineFault,
-    }
-}
-
-fn connect_failed(service: &Service, error: &io::Error) -> RouterError {
-    let reason = match error.kind() {
-        io::ErrorKind::TimedOut => "connection timed out".to_owned(),
-        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        _ => format!("connection failed ({error})"),
-    };
-    let text = format!("Service unavailable - {reason}: engine '{}'", service.name);
-    RouterError::new(Code::ConnectFailed, text)
-}
-
-type Headed = Option<(Rc<ResponseHead>, Option<u64>)>;
-
-/// Take the head, past interim ones; returns where it ends, or where its incomplete rest begins.
-fn read_head(data: &[u8], connection: &mut UpstreamConnection) -> Result<(usize, Headed), Broken> {
-    let mut start = 0;
-    loop {
-        let rest = &data[start..];
-        let Some(end) = head_end(rest, 0, MAX_RESPONSE_HEAD) else {
-            check_partial_head(rest)?;
-            return Ok((start, None));
-        };
-        let (head, length) = connection.heads.read(&rest[..end], parse_response_head)?;
-        start += end;
-        if head.status >= 200 {
-            return Ok((start, Some((head, length))));
-        }
-    }
-}
-
-fn check_partial_head(data: &[u8]) -> Result<(), Broken> {
-    let expected = b"HTTP/1.";
-    let known = data.len().min(expected.len());
-    let fault = if data.len() >= MAX_RESPONSE_HEAD {
-        format!("head larger than {MAX_RESPONSE_HEAD} bytes")
-    } else if !line_ends_are_clean(data) {
-        "malformed head: lines must end with CRLF".to_owned()
-    } else if data[..known] != expected[..known] {
-        "malformed status line".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Broken(fault))
-}
-
-/// A request on its way into the engine's socket.
-struct Sending {
-    head: Vec<u8>,
-    /// Bytes of head and body.
-    size: usize,
-    sent: usize,
-    /// The engine takes no more; it may have answered all the same.
-    failed: bool,
-}
-
-impl Sending {
-    fn is_done(&self) -> bool {
-        self.sent == self.size
-    }
-
-    fn is_over(&self) -> bool {
-        self.failed || self.is_done()
-    }
-
-    /// What is left of head and body.
-    fn rest<'a>(&'a self, body: &'a [u8]) -> [IoSlice<'a>; 2] {
-        let head = self.head.get(self.sent..).unwrap_or(b"");
-        let body = body.get(self.sent.saturating_sub(self.head.len())..);
-        [IoSlice::new(head), IoSlice::new(body.unwrap_or(b""))]
-    }
-
-    /// Send at once what the socket takes.
-    fn push(&mut self, stream: &TcpStream, body: &[u8]) {
-        let rest = self.rest(body);
-        let count = if body.is_empty() { 1 } else { 2 };
-        // Errors come again when it is polled.
-        self.sent += stream.try_write_vectored(&rest[..count]).unwrap_or(0);
-    }
-
-    /// Ready when it is over.
-    fn poll(&mut self, context: &mut Context<'_>, stream: &mut TcpStream, body: &[u8]) -> Poll<()> {
-        while !self.is_over() {
-            let rest = self.rest(body);
-            match ready!(Pin::new(&mut *stream).poll_write_vectored(context, &rest)) {
-                Ok(count) => self.sent += count,
-                Err(_) => self.failed = true,
-            }
-        }
-        Poll::Ready(())
     }
 }

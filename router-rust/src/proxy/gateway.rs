@@ -76,7 +76,7 @@ impl Settings {
             body_timeout: seconds(config.body_timeout),
             keep_alive_timeout: seconds(config.keep_alive_timeout),
             write_timeout: seconds(config.write_timeout),
-            retry_on_reset: config.retry_on.iter().any(|on| *on == RETRY_ON_RESET),
+            retry_on_reset: config.retry_on.contains(&RETRY_ON_RESET),
             config,
         }
     }

@@ -11,10 +11,13 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::proxy::heads::{HeadMemo, ResponseHead};
+use crate::proxy::heads::ResponseHead;
+use crate::proxy::memo::HeadMemo;
 use crate::router::table::{Service, ServiceTable};
 
 pub const MAX_IDLE_PER_ENGINE: usize = 256;
+/// The time after its last answer in which a connection is taken to be open.
+const BELIEVED: Duration = Duration::from_millis(5);
 /// The longest time that a connection outlives its engine's health or its own end in the pool.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -22,15 +25,19 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 pub struct UpstreamConnection {
     pub stream: TcpStream,
     pub heads: HeadMemo<ResponseHead>,
-    idle_until: Instant,
+    idle_since: Instant,
 }
 
 impl UpstreamConnection {
     /// Whether an idle connection can take a request: open, and nothing has arrived on it.
     ///
     /// Asks the kernel, since the engine's end may not have been read yet: a request sent into a
-    /// closing connection could not be told from one that the engine took.
-    fn is_alive(&self) -> bool {
+    /// closing connection could not be told from one that the engine took. A connection that
+    /// served a moment ago is believed.
+    fn is_alive(&self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.idle_since) < BELIEVED {
+            return true;
+        }
         let peeked = SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit(); 1]);
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -62,16 +69,20 @@ impl UpstreamPool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&service.host)?.get_mut(&service.port)?;
         while let Some(connection) = connections.pop() {
-            if connection.idle_until > now && connection.is_alive() {
+            if self.may_rest_on(&connection, now) && connection.is_alive(now) {
                 return Some(connection);
             }
         }
         None
     }
 
+    fn may_rest_on(&self, connection: &UpstreamConnection, now: Instant) -> bool {
+        now.saturating_duration_since(connection.idle_since) < self.idle_timeout.get()
+    }
+
     /// Give back a connection whose last answer ended exactly where it should.
     pub fn put(&self, mut connection: UpstreamConnection, service: &Service, now: Instant) {
-        connection.idle_until = now + self.idle_timeout.get();
+        connection.idle_since = now;
         let mut idle = self.idle.borrow_mut();
         if !idle.contains_key(&service.host) {
             idle.insert(service.host.clone(), Ports::new());
@@ -100,7 +111,7 @@ impl UpstreamPool {
         Ok(UpstreamConnection {
             stream,
             heads: HeadMemo::default(),
-            idle_until: Instant::now(),
+            idle_since: Instant::now(),
         })
     }
 
@@ -113,7 +124,7 @@ impl UpstreamPool {
                 if !up.any(|s| s.host == *host && s.port == *port) {
                     return false;
                 }
-                connections.retain(|found| found.idle_until > now && found.is_alive());
+                connections.retain(|found| self.may_rest_on(found, now) && found.is_alive(now));
                 !connections.is_empty()
             });
             !ports.is_empty()

@@ -130,10 +130,11 @@ impl RouterError {
 
     /// The header fields that tell this error apart, as they stand on the wire.
     pub fn header_lines(&self) -> Vec<u8> {
-        let mut lines = format!("x-infinilm-error: {}\r\n", self.code.text());
-        if let Some(seconds) = self.code.retry_after() {
-            lines.push_str(&format!("retry-after: {seconds}\r\n"));
-        }
+        let code = self.code.text();
+        let lines = match self.code.retry_after() {
+            Some(seconds) => format!("x-infinilm-error: {code}\r\nretry-after: {seconds}\r\n"),
+            None => format!("x-infinilm-error: {code}\r\n"),
+        };
         lines.into_bytes()
     }
 

@@ -89,9 +89,11 @@ impl RequestIds {
 
 /// `count` random bytes as hexadecimal text.
 pub fn random_hex(count: usize) -> String {
-    (0..count)
-        .map(|_| format!("{:02x}", fastrand::u8(..)))
-        .collect()
+    let mut text = Vec::with_capacity(2 * count);
+    for _ in 0..2 * count {
+        push_hex(&mut text, u64::from(fastrand::u8(..16)));
+    }
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// Append the decimal digits of `number`.
