@@ -65,7 +65,6 @@ class _Fields:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []  # name, b": ", value, b"\r\n", name, ... of what is passed on
-        self.count = 0
 
     def on_framing(self, name: bytes, value: bytes) -> None:
         """One of the hop-by-hop fields."""
@@ -103,6 +102,7 @@ class RequestHead(_Fields):
     host: bytes | None = None
     content_type = b""
     expect_continue = False
+    expects_more = False  # than 100-continue
     upgrade: bytes | None = None
     request_id: bytes | None = None
     via: Sequence[bytes] = ()
@@ -114,7 +114,6 @@ class RequestHead(_Fields):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by llhttp for each field."""
-        self.count += 1
         rule = _REQUEST_RULES[name]
         if rule is None or rule(self, name, value):
             self.lines += (name, b": ", value, b"\r\n")
@@ -162,7 +161,7 @@ def _on_expect(head: RequestHead, _: bytes, value: bytes) -> bool:
     if value.lower() == b"100-continue":
         head.expect_continue = True
     else:
-        raise refused("the only expectation that can be met is 100-continue", 417)
+        head.expects_more = True
     return False
 
 
@@ -235,7 +234,6 @@ class ResponseHead(_Fields):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by llhttp for each field."""
-        self.count += 1
         rule = _RESPONSE_RULES[name]
         if rule is None or rule(self, name, value):
             self.lines += (name, b": ", value, b"\r\n")
@@ -331,18 +329,16 @@ def _parse_fields(
     head: _Fields,
     max_fields: int,
 ) -> None:
+    if data.count(b"\r\n") > max_fields + 2:  # the first line and the empty one
+        raise refused(f"more than {max_fields} header fields", 431)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
         pass  # whether an upgrade is wanted is decided from the fields
-    except httptools.HttpParserCallbackError as error:
-        if isinstance(error.__context__, RouterError):
-            raise error.__context__ from None
-        raise
+    except httptools.HttpParserCallbackError:
+        raise  # a fault of ours, not of the head
     except httptools.HttpParserError as error:
         raise refused(f"malformed head: {error}") from None
-    if head.count > max_fields:
-        raise refused(f"more than {max_fields} header fields", 431)
     head.end()
     if head.fault:
         raise refused(head.fault)
@@ -354,6 +350,8 @@ def _check_request(head: RequestHead) -> None:
             raise refused("Transfer-Encoding does not exist in HTTP/1.0")
     elif head.host is None:
         raise refused("Host is missing")
+    if head.expects_more:
+        raise refused("the only expectation that can be met is 100-continue", 417)
     upgrade = head.upgrade is not None and b"upgrade" in head.connection
     if upgrade and head.upgrade != b"h2c":
         raise refused("protocol upgrades are not served", 501)
