@@ -1,0 +1,73 @@
+"""The same exchanges through both routers: what clients and engines see must be equal.
+
+Allowed differences: the request ids that the routers make up, their ids in `Via`, `Date`, the
+engines' ports (all in `exchange.comparable`), and the words in which a malformed head is refused
+(`exchange.without_detail`).
+"""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from differential.answers import script
+from differential.exchange import Exchange
+from differential.pair import Pair
+from differential.requests import wires
+from differential.wire_parts import Draw
+
+EVERYDAY = 2_000
+SLOW = 50_000
+UNSTEADY = 0.005  # share of examples that may differ once and not again
+
+
+@st.composite
+def exchanges(draw: Draw) -> Exchange:
+    """Requests on one connection, and an answer for each."""
+    pieces, methods = draw(wires())
+    return Exchange(pieces, methods, tuple(draw(script()) for _ in methods))
+
+
+def _fuzz(pair: Pair, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    """Compare `count` examples, the same ones in every run."""
+    before, seen = pair.examples, set[Exchange]()
+
+    @settings(
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(exchanges())
+    def equal(exchange: Exchange) -> None:
+        seen.add(exchange)
+        found = pair.compare(exchange)
+        assert not found, "\n".join([f"{exchange}", "python / rust:", *found])
+
+    pair.unsteady.clear()
+    try:
+        equal()
+    finally:
+        asked = pair.examples - before
+        with capsys.disabled():
+            print(
+                f"\ndifferential fuzz: {asked} examples ({len(seen)} distinct), "
+                f"{len(pair.unsteady)} differed once and not again"
+            )
+    assert asked >= count
+    assert len(pair.unsteady) <= UNSTEADY * asked, "\n".join(pair.unsteady)
+
+
+@pytest.mark.timeout(300)
+def test_both_routers_do_the_same_with_generated_exchanges(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fuzz(pair, capsys, EVERYDAY)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_both_routers_do_the_same_with_many_generated_exchanges(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fuzz(pair, capsys, SLOW)
