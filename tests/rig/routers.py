@@ -154,10 +154,11 @@ class StartRouter:
         *,
         flags: Mapping[str, Any] | None = None,
         healthy: str | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> Router:
         given: dict[str, Any] = {"state-dir": self._folder, "access-log": "errors"}
         if services:
             given["static-services"] = write_static(self._folder / "static.json", services)
-        router = Router(self._run, self._name, {**given, **(flags or {})})
+        router = Router(self._run, self._name, {**given, **(flags or {})}, env)
         router.wait_healthy(healthy or f"{len(services)}/{len(services)}")
         return router

@@ -48,9 +48,11 @@ class Registry:
 
 
 class Babysitter:
-    """A babysitter with a mock engine."""
+    """A babysitter with a mock engine that says so many tokens a second."""
 
-    def __init__(self, run: Programs, folder: Path, name: str, registry_url: str) -> None:
+    def __init__(
+        self, run: Programs, folder: Path, name: str, registry_url: str, tokens: int = 1000
+    ) -> None:
         self.name = name
         self.engine_name = f"{name}-server"
         self.port = free_port()
@@ -63,7 +65,7 @@ class Babysitter:
             "heartbeat_interval = 1",
             "drain_settle = 0.2",
         ]
-        lines += ["[backend]", 'type = "mock"', 'models = ["m"]', "tokens_per_second = 1000"]
+        lines += ["[backend]", 'type = "mock"', 'models = ["m"]', f"tokens_per_second = {tokens}"]
         config.write_text("\n".join([*lines, ""]))
         self.program = run.python(
             "babysitter/enhanced_babysitter.py",
