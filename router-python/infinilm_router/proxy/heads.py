@@ -292,6 +292,8 @@ def parse_request_head(data: bytes) -> RequestHead:
     head.method = method
     if minor == b"0":
         head.http_1_0 = True
+    if line is None:  # what is wrong with an odd target is told after the faults of the fields
+        data = b"%b / HTTP/1.%b%b" % (method, minor, data[data.find(b"\r\n") :])
     _parse_fields(httptools.HttpRequestParser(head), data, head, MAX_REQUEST_FIELDS)
     _check_request(head)
     if line is None:

@@ -2,7 +2,7 @@
 
 use memchr::{memchr, memmem};
 
-use crate::proxy::fields::{malformed, refused};
+use crate::proxy::fields::refused;
 use crate::utils::errors::RouterError;
 use crate::utils::headers::is_token;
 
@@ -37,9 +37,6 @@ pub fn request_line(line: &[u8]) -> Result<(&[u8], &[u8], u8), RouterError> {
     }
     if !METHODS.contains(&method) {
         return Err(refused("this method is not served", 501));
-    }
-    if !target.is_ascii() {
-        return Err(malformed("Invalid char in url path"));
     }
     Ok((method, target, *minor))
 }
