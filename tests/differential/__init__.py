@@ -1,1 +1,1 @@
-"""Both routers get the same bytes from the same clients and engines: whatever differs is a fault."""
+"""Both routers get the same bytes from clients and engines: whatever differs is a fault."""

@@ -205,7 +205,8 @@ def ended(draw: Draw, wire: bytes, by_end: bool) -> Script:
     """The answer as a script: whole and kept open, or broken off at any byte in any way."""
     end: End = "fin" if by_end else "keep"
     if rarely(draw, 5):
-        end = pick(draw, ["fin", "fin", "fin", "rst", "rst"] + ["stall"] * rarely(draw, 8))
+        breaks: list[End] = ["fin", "fin", "fin", "rst", "rst"]
+        end = "stall" if rarely(draw, 40) else pick(draw, breaks)
         if rarely(draw, 2):
             wire = wire[: upto(draw, len(wire))]
     elif rarely(draw, 20):

@@ -66,7 +66,7 @@ class Engine:
         self.server.close()
         for transport in self.connections:
             transport.abort()
-        while self.connections or self.busy:
+        while self.connections or self.busy:  # noqa: ASYNC110 - a few turns of the loop
             await asyncio.sleep(0)
 
 
@@ -86,8 +86,8 @@ class _Connection(asyncio.Protocol):
         self._engine.connections.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
+        rest = self._held + data
         try:
-            rest = self._held + data
             while rest:
                 rest = self._take(rest)
         except WireError as error:

@@ -4,7 +4,6 @@ import asyncio
 import re
 from dataclasses import dataclass, field, replace
 from typing import cast
-from urllib.parse import urlsplit
 
 from differential.engine import Engine, Received, Script
 from rig.wire import BodyReader, Headers, WireError, response_framing, status_line, take_head
@@ -130,10 +129,10 @@ class _Client(asyncio.Protocol):
 async def run_exchange(url: str, engine: Engine, exchange: Exchange, settle: float) -> Outcome:
     """One exchange on a connection of its own."""
     engine.begin(exchange.scripts, settle)
-    parts = urlsplit(url)
+    host, _, port = url.removeprefix("http://").partition(":")
     loop = asyncio.get_running_loop()
     _, client = await loop.create_connection(
-        lambda: _Client(list(exchange.methods)), parts.hostname, parts.port
+        lambda: _Client(list(exchange.methods)), host, int(port)
     )
     try:
         async with asyncio.timeout(PATIENCE):
@@ -235,8 +234,10 @@ def differences(first: Outcome, second: Outcome) -> list[str]:
         found.append(f"answers: {first.answers!r} / {second.answers!r}")
     if len(requests) != max(len(first.received), len(second.received)):
         found.append(f"received: {first.received!r} / {second.received!r}")
-    for pair in (*map(without_detail, answers), *requests):
-        found += _unequal_fields(*pair)
+    for one, other in map(without_detail, answers):
+        found += _unequal_fields(one, other)
+    for got, other_got in requests:
+        found += _unequal_fields(got, other_got)
     return found
 
 

@@ -189,8 +189,8 @@ def framing(draw: Draw, body: bytes) -> tuple[list[tuple[str, str]], bytes]:  # 
         return [("Content-Length", str(max(0, len(body) + pick(draw, [-2, -1, 1, 5]))))], body
     if kind == "twice":
         return [length, (length[0], pick(draw, [length[1], "0"]))], body
-    coding = ("Transfer-Encoding", pick(draw, ["chunked", "Chunked", "identity"]))
-    pair = [length, coding] if rarely(draw, 2) else [coding, length]
+    both = ("Transfer-Encoding", pick(draw, ["chunked", "Chunked", "identity"]))
+    pair = [length, both] if rarely(draw, 2) else [both, length]
     return pair, chunked(draw, body)
 
 

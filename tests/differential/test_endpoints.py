@@ -37,7 +37,6 @@ FLAGS: dict[str, Any] = {
     "max-errors": 0,
     "drain-delay": 5,
     "state-dir": "none",
-    # Probes must not come between two questions: `last_check` and the counters would move.
     "health-rise": 1,
 }
 
@@ -85,7 +84,7 @@ def routers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Routers]:
         made = [_start(run, name, folder, static, registry.url) for name in NAMES]
         for router in made:
             router.wait_healthy("5/6")
-            wait_until(lambda router=router: "org/m" in json.dumps(router.get("/v1/models")))
+            wait_until(lambda url=router.url: b"org/m" in _ask(url, *_get("/v1/models")).body)  # type: ignore[misc]
         fakes.apply(broken, listening=False, sidecar=True)
         yield Routers(*made)
 
@@ -217,8 +216,8 @@ def test_a_loop_is_told_with_the_same_fields(run: Programs, tmp_path: Path) -> N
     answers = []
     for name in NAMES:
         port = free_port()
-        entry = {"name": "self", "host": "127.0.0.1", "port": port, "metadata": {"models": ["m"]}}
-        entry["metadata"] |= {"health_url": f"http://127.0.0.1:{port}/health"}
+        metadata = {"models": ["m"], "health_url": f"http://127.0.0.1:{port}/health"}
+        entry = {"name": "self", "host": "127.0.0.1", "port": port, "metadata": metadata}
         static = write_static(tmp_path / f"{name}.json", [entry])
         flags = {**FLAGS, "static-services": static, "router-port": port}
         router = Router(run, name, flags)
