@@ -317,20 +317,20 @@ impl TableStore {
     /// Publish a new list of services; what probes said of those that remain is kept.
     pub fn set_services(&self, services: Services, known: bool) {
         let _writing = self.write();
-        self.publish_services(&services, known);
+        self.publish_services(services, known);
     }
 
-    fn publish_services(&self, services: &[Arc<Service>], known: bool) {
+    fn publish_services(&self, services: Services, known: bool) {
         let current = self.current();
         let down = services
             .iter()
             .filter(|s| current.down.contains(&s.name))
             .map(|s| s.name.clone())
             .collect();
-        let named = all_named(&current.named, services);
-        self.publish(ServiceTable::new(services.to_vec(), known, down, named));
+        let named = all_named(&current.named, &services);
+        self.publish(ServiceTable::new(services, known, down, named));
         if let Some(on_services) = &self.on_services {
-            on_services(services);
+            on_services(&self.current().services);
         }
     }
 
@@ -368,7 +368,7 @@ impl TableStore {
             found = true;
         }
         if found {
-            self.publish_services(&services, current.known);
+            self.publish_services(services, current.known);
         }
     }
 }

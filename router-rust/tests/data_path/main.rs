@@ -1,0 +1,10 @@
+//! Tests of the data path's pure parts: heads, bodies, scan, selection, load, relay.
+#![allow(clippy::unwrap_used, reason = "a test that fails")]
+#![allow(clippy::expect_used, reason = "a test that fails")]
+
+mod bodies;
+mod heads;
+mod load;
+mod relay;
+mod request;
+mod selection;
