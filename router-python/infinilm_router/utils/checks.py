@@ -91,6 +91,18 @@ def seconds(low: float = 0.01, high: float = DAY) -> Check:
     return decimal(low, high, "seconds")
 
 
+def one_of(*choices: str, aliases: dict[str, str] | None = None) -> Check:
+    """One of the words `choices`; an alias is read as the word it stands for."""
+    known = {word: word for word in choices} | (aliases or {})
+
+    def read(value: object) -> str:
+        if not isinstance(value, str) or value not in known:
+            raise UnusableError(f"not known, give one of {', '.join(known)}")
+        return known[value]
+
+    return Check(read)
+
+
 def nginx_seconds(value: object) -> float:
     """Seconds as a number or as nginx writes them: "30s", "500ms", "1m"."""
     if isinstance(value, str) and (match := _NGINX_TIME.fullmatch(value)):
@@ -134,18 +146,6 @@ def boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise UnusableError("not a boolean, give true or false")
     return value
-
-
-def one_of(*choices: str, aliases: dict[str, str] | None = None) -> Check:
-    """One of the words `choices`; an alias is read as the word it stands for."""
-    known = {word: word for word in choices} | (aliases or {})
-
-    def read(value: object) -> str:
-        if not isinstance(value, str) or value not in known:
-            raise UnusableError(f"not known, give one of {', '.join(known)}")
-        return known[value]
-
-    return Check(read)
 
 
 def many(item: Callable[[object], Any], to_json: Callable[[Any], object] = str) -> Check:

@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 # RFC 9110 7.6.1: fields that are meant for one connection only. `Proxy-*` is matched by prefix.
 HOP_BY_HOP = frozenset(
@@ -41,8 +41,3 @@ def request_id_maker() -> Callable[[], bytes]:
         return b"%b-%x" % (prefix, number)
 
     return make
-
-
-def join_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The fields as they stand on the wire, without the empty line."""
-    return b"".join([b"%b: %b\r\n" % field for field in fields])
