@@ -83,9 +83,12 @@ class FakeRegistry:
     async def _wait(self, connection: Connection, seconds: float) -> None:
         changed = asyncio.create_task(self._changed.wait())
         gone = asyncio.create_task(connection.gone.wait())
-        await asyncio.wait({changed, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        changed.cancel()
-        gone.cancel()
+        first = asyncio.FIRST_COMPLETED
+        try:
+            await asyncio.wait({changed, gone}, timeout=seconds, return_when=first)
+        finally:
+            changed.cancel()
+            gone.cancel()
         if connection.gone.is_set():
             raise ClientGoneError("the watcher left")
 

@@ -63,6 +63,7 @@ class Farm:
     def close(self) -> None:
         for fake in reversed(self._fakes):
             self.call(fake.close())
+        self.call(_end_tasks())
         for sock in self._reserved:
             sock.close()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -76,6 +77,16 @@ async def _make(name: str, settings: Json) -> FakeEngine:
 
 async def _make_registry() -> FakeRegistry:
     return FakeRegistry()
+
+
+async def _end_tasks() -> None:
+    """End what is still under way: a connection accepted at the last moment, an inner wait."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    for _ in range(3):
+        await asyncio.sleep(0)  # closed transports let go of their sockets in the next turns
 
 
 async def _copy(engine: FakeEngine) -> list[Record]:
