@@ -77,7 +77,7 @@ def health(port: int) -> str | None:
         return None
 
 
-@pytest.mark.parametrize("load", [(10, 1.0, 0.5), pytest.param((20, 2.0, 10.0), marks=SLOW)])
+@pytest.mark.parametrize("load", [(10, 0.6, 0.4), pytest.param((20, 2.0, 10.0), marks=SLOW)])
 def test_an_engine_whose_babysitter_is_stopped_finishes_what_it_has_and_gets_no_more(
     start: StartRouter,
     registry: Registry,
@@ -86,7 +86,7 @@ def test_an_engine_whose_babysitter_is_stopped_finishes_what_it_has_and_gets_no_
 ) -> None:
     rate, seconds, before = load
     # A babysitter waits until nobody is connected to its engine any more, idle or not.
-    flags = {"registry-url": registry.url, "pool-idle-timeout": 0.5}
+    flags = {"registry-url": registry.url, "pool-idle-timeout": 0.2}
     router = start(flags=flags, healthy="2/2")
     stopped = sitters[0]
     tokens = int(TOKENS_PER_SECOND * seconds)
