@@ -4,6 +4,8 @@ import asyncio
 import ipaddress
 import logging
 import re
+import socket
+import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from infinilm_router.handlers.context import LocalAnswer
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 MAX_BACKLOG: Final = 64 * 1024  # bytes of further requests kept while one is served
 MIN_BODY_RATE: Final = 1024  # bytes/s
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 LINGER: Final = 2.0  # seconds in which a refused client's bytes are read and dropped
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
@@ -208,12 +211,12 @@ class ClientConnection(asyncio.Protocol):
         assert reader is not None
         assert self._head is not None
         payload, rest = reader.feed(data)
-        if reader.fault:
-            raise refused(reader.fault)
         self._parts.append(payload)
         self._size += len(payload)
         if self._size > self.gateway.config.max_body_bytes:
             raise too_large(self.gateway.config.max_body_bytes)
+        if reader.fault:
+            raise refused(reader.fault)
         if reader.done:
             body = payload if len(self._parts) == 1 else b"".join(self._parts)
             head, self._head, self._reader, self._parts = self._head, None, None, []
@@ -354,7 +357,14 @@ class ClientConnection(asyncio.Protocol):
         )
 
     def reset(self) -> None:
-        """Close at once, visibly unfinished."""
+        """Close at once, visibly unfinished: inside an answer with a TCP reset.
+
+        Where nothing but the end of the connection delimits a body, an orderly end would make a
+        cut answer look whole.
+        """
+        if self._state == _ANSWER:
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self._state = _CLOSING
         self.transport.abort()
 
