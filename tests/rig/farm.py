@@ -81,6 +81,7 @@ async def _make_registry() -> FakeRegistry:
 
 async def _end_tasks() -> None:
     """End what is still under way: a connection accepted at the last moment, an inner wait."""
+    await asyncio.sleep(0)
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()

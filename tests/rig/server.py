@@ -167,7 +167,7 @@ class Server:
         self.accepted = 0
         self.idle_close: float | None = None
         self._handle = handle
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._server: asyncio.Server | None = None
 
     @property
@@ -190,10 +190,12 @@ class Server:
     async def close(self) -> None:
         """Stop listening and end every connection."""
         await self.stop_listening()
-        tasks = list(self._tasks)
-        for task in tasks:
+        writers = dict(self._tasks)
+        for task in writers:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*writers, return_exceptions=True)
+        for writer in writers.values():
+            writer.transport.abort()  # what nobody reads would keep it open for ever
 
     def close_idle(self) -> None:
         """Close the connections on which no request is being answered."""
@@ -201,11 +203,14 @@ class Server:
             if not connection.busy:
                 connection.writer.close()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # start_server's own task is not ours to await; one we hold can be ended in close().
         task = asyncio.create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = writer
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task).close()  # a task that was ended before it began has not done so
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

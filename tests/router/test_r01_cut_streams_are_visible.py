@@ -62,7 +62,7 @@ def test_streams_of_an_engine_that_is_killed_end_in_one_error_event(
     for number, client in enumerate(clients):
         call = cut_call("stall", number)
         client.send(request_bytes("POST", call.target, call.headers, call.body))
-    wait_until(lambda: engine.state()["in_flight"] == count)
+    wait_until(lambda: stalled(engine) == count, what="all streams at the chunk before the fault")
     killed = time.monotonic()
     engine.program.kill()
     answers = [client.read("POST") for client in clients]
@@ -72,6 +72,10 @@ def test_streams_of_an_engine_that_is_killed_end_in_one_error_event(
     engine.close()
     faults = [cut_faults(a.body, whole=a.whole, chunks=BEFORE) for a in answers]
     assert faults == [[]] * count
+
+
+def stalled(engine: EngineProcess) -> int:
+    return sum(record["outcome"] == "stall" for record in engine.state()["records"])
 
 
 def sdk_stream(client: openai.OpenAI, script: Json) -> int:
