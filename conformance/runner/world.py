@@ -47,8 +47,11 @@ class World:
         if self.setup.get("source") == "registry":
             self.registry = self.farm.registry()
             self.publish(self.setup.get("published", list(self.engines)))
+        flags = self._flags()
+        if self.router_name == "rust":
+            flags = {"threads": 1, **flags}  # one connection pool, so that cases can count
         self.router = Router(
-            self.run, self.router_name, self._flags(), env=self.fill(self.setup.get("env", {}))
+            self.run, self.router_name, flags, env=self.fill(self.setup.get("env", {}))
         )
         self.router.wait_healthy(self.healthy)
 
