@@ -16,8 +16,6 @@ use crate::proxy::memo::HeadMemo;
 use crate::router::table::{Service, ServiceTable};
 
 pub const MAX_IDLE_PER_ENGINE: usize = 256;
-/// The time after its last answer in which a connection is taken to be open.
-const BELIEVED: Duration = Duration::from_millis(5);
 /// The longest time that a connection outlives its engine's health or its own end in the pool.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -32,12 +30,9 @@ impl UpstreamConnection {
     /// Whether an idle connection can take a request: open, and nothing has arrived on it.
     ///
     /// Asks the kernel, since the engine's end may not have been read yet: a request sent into a
-    /// closing connection could not be told from one that the engine took. A connection that
-    /// served a moment ago is believed.
-    fn is_alive(&self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.idle_since) < BELIEVED {
-            return true;
-        }
+    /// closing connection could not be told from one that the engine took. That holds for one
+    /// that served a moment ago too: engines that close after an answer do so right then.
+    fn is_alive(&self) -> bool {
         let peeked = SockRef::from(&self.stream).peek(&mut [MaybeUninit::uninit(); 1]);
         peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
@@ -69,7 +64,7 @@ impl UpstreamPool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&service.host)?.get_mut(&service.port)?;
         while let Some(connection) = connections.pop() {
-            if self.may_rest_on(&connection, now) && connection.is_alive(now) {
+            if self.may_rest_on(&connection, now) && connection.is_alive() {
                 return Some(connection);
             }
         }
@@ -124,7 +119,7 @@ impl UpstreamPool {
                 if !up.any(|s| s.host == *host && s.port == *port) {
                     return false;
                 }
-                connections.retain(|found| self.may_rest_on(found, now) && found.is_alive(now));
+                connections.retain(|found| self.may_rest_on(found, now) && found.is_alive());
                 !connections.is_empty()
             });
             !ports.is_empty()
