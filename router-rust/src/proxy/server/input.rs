@@ -154,10 +154,7 @@ impl ClientConnection {
         self.deadline.set(pace.next_check());
         let mut body = Vec::new();
         loop {
-            self.take_body(&mut reader, &mut body)?;
-            if body.len() as u64 > max_bytes {
-                return Err(too_large(max_bytes).into());
-            }
+            self.take_body(&mut reader, &mut body, max_bytes)?;
             if reader.is_done() {
                 return Ok(body);
             }
@@ -177,6 +174,7 @@ impl ClientConnection {
         &mut self,
         reader: &mut BodyReader,
         body: &mut Vec<u8>,
+        max_bytes: u64,
     ) -> Result<(), RouterError> {
         if self.buffer.is_empty() {
             return Ok(());
@@ -184,6 +182,10 @@ impl ClientConnection {
         let fed = reader.feed(&mut self.buffer);
         body.extend_from_slice(&self.buffer[fed.payload]);
         self.consume(fed.rest);
+        // However the bytes were read: what was too large before it was malformed is too large.
+        if body.len() as u64 > max_bytes {
+            return Err(too_large(max_bytes));
+        }
         fed.fault.map_or(Ok(()), |fault| Err(refused(fault, 400)))
     }
 
