@@ -262,7 +262,7 @@ def without_detail(pair: tuple[Answer, Answer]) -> tuple[Answer, Answer]:
     first, second = (
         replace(
             answer,
-            headers=tuple(pair for pair in answer.headers if pair[0] != "Content-Length"),
+            headers=tuple(item for item in answer.headers if item[0] != "Content-Length"),
             body=MESSAGE.sub(b"", answer.body),
         )
         for answer in pair
