@@ -50,6 +50,13 @@ def test_three_faults_in_a_row_eject_and_the_time_doubles_up_to_a_minute() -> No
     assert spans == [5, 10, 20, 40, 60, 60]
 
 
+def test_ejections_of_long_ago_are_forgotten() -> None:
+    where, ended = ejected()
+    for later, span in ((ended + 1, 10), (ended + 700, 5)):
+        end(where, Outcome.ENGINE_FAULT, later)
+        assert where.of(ENGINE).ejected_until == later + span
+
+
 def test_success_between_faults_starts_the_count_again() -> None:
     where = book()
     for outcome in [Outcome.ENGINE_FAULT, Outcome.ENGINE_FAULT, Outcome.OK] * 5:

@@ -13,6 +13,7 @@ from infinilm_router.router.table import Service
 
 EJECTION_BASE = 5.0  # seconds of the first ejection; doubles up to EJECTION_CAP
 EJECTION_CAP = 60.0
+EJECTIONS_FORGOTTEN_AFTER = 600.0  # seconds since the last one ended: the time is 5 s again
 EJECTION_JITTER = 0.2
 LATENCY_DECAY = 0.1  # weight of the newest sample in the moving average of response times
 
@@ -202,6 +203,8 @@ class LoadBook:
 
     def _eject(self, service: Service, load: EngineLoad, now: float) -> None:
         base = EJECTION_BASE if service.fail_timeout is None else service.fail_timeout
+        if load.ejected_until and now - load.ejected_until > EJECTIONS_FORGOTTEN_AFTER:
+            load.ejections = 0
         span = min(EJECTION_CAP, base * 2**load.ejections)
         jitter = 1 + EJECTION_JITTER * (2 * self._jitter() - 1)
         load.ejected_until = now + span * jitter

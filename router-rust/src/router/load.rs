@@ -15,6 +15,8 @@ use crate::router::table::Service;
 /// Seconds of the first ejection; doubles up to `EJECTION_CAP`.
 pub const EJECTION_BASE: f64 = 5.0;
 pub const EJECTION_CAP: f64 = 60.0;
+/// Time since the last one ended after which an ejection is the first again.
+pub const EJECTIONS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 pub const EJECTION_JITTER: f64 = 0.2;
 /// Weight of the newest sample in the moving average of response times.
 pub const LATENCY_DECAY: f64 = 0.1;
@@ -341,6 +343,12 @@ impl Book {
         let jitter = 1.0 + EJECTION_JITTER * (2.0 * (self.jitter)() - 1.0);
         let base = service.fail_timeout.unwrap_or(EJECTION_BASE);
         let load = self.of(&service.name);
+        let since = load
+            .ejected_until
+            .map(|end| now.saturating_duration_since(end));
+        if since.is_some_and(|time| time > EJECTIONS_FORGOTTEN_AFTER) {
+            load.ejections = 0;
+        }
         let span = EJECTION_CAP.min(base * 2.0_f64.powi(load.ejections));
         load.ejected_until = Some(now + Duration::from_secs_f64(span * jitter));
         load.ejections = (load.ejections + 1).min(MAX_DOUBLINGS);

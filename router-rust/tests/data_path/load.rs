@@ -89,6 +89,17 @@ fn three_faults_in_a_row_eject_and_the_time_doubles_up_to_a_minute() {
 }
 
 #[test]
+fn ejections_of_long_ago_are_forgotten() {
+    let (book, until) = with_ejection(Instant::now());
+    for (later, span) in [(1, 10), (700, 5)] {
+        let now = until + Duration::from_secs(later);
+        end(&book, Outcome::EngineFault, now);
+        let again = book.lock().of("a").ejected_until.unwrap();
+        assert_eq!(again - now, Duration::from_secs(span));
+    }
+}
+
+#[test]
 fn success_between_faults_starts_the_count_again() {
     let (book, now) = (book(), Instant::now());
     for outcome in [Outcome::EngineFault, Outcome::EngineFault, Outcome::Ok].repeat(5) {
