@@ -16,7 +16,7 @@ use crate::router::table::Service;
 pub const EJECTION_BASE: f64 = 5.0;
 pub const EJECTION_CAP: f64 = 60.0;
 /// Time since the last one ended after which an ejection is the first again.
-pub const EJECTIONS_FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+pub const EJECTIONS_FORGOTTEN_AFTER: Duration = Duration::from_mins(10);
 pub const EJECTION_JITTER: f64 = 0.2;
 /// Weight of the newest sample in the moving average of response times.
 pub const LATENCY_DECAY: f64 = 0.1;
