@@ -9,7 +9,6 @@ from infinilm_router.utils.time import Deadline, DeadlineQueue
 
 Address = tuple[str, int]
 MAX_IDLE_PER_ENGINE = 256
-BELIEVED = 0.005  # seconds after its last answer in which a connection is taken to be open
 
 
 class UpstreamUser(Protocol):
@@ -32,7 +31,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self._pool = pool
         self._idle_end = Deadline(self.close)
-        self._idle_since = 0.0
         self._readable: select.poll
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -55,16 +53,13 @@ class UpstreamConnection(asyncio.Protocol):
         if user is not None:
             user.upstream_lost(exc)
 
-    def is_alive(self, now: float) -> bool:
+    def is_alive(self) -> bool:
         """Whether an idle connection can take a request: open, and nothing has arrived on it.
 
         Asks the kernel, since the engine's end may not have been read yet: a request sent into a
-        closing connection could not be told from one that the engine took. A connection that
-        served a moment ago is believed: the question would cost more than all else in this file.
+        closing connection could not be told from one that the engine took.
         """
-        if self.transport.is_closing():
-            return False
-        return now - self._idle_since < BELIEVED or not self._readable.poll(0)
+        return not self.transport.is_closing() and not self._readable.poll(0)
 
     def close(self) -> None:
         """Close at once; what was not sent yet is dropped."""
@@ -74,7 +69,6 @@ class UpstreamConnection(asyncio.Protocol):
     def keep(self, queue: DeadlineQueue, seconds: float) -> None:
         """Rest in the pool for at most `seconds`."""
         self.user = None
-        self._idle_since = queue.now()
         queue.set(self._idle_end, seconds)
 
     def take(self, queue: DeadlineQueue) -> None:
@@ -98,7 +92,7 @@ class UpstreamPool:
         while idle:
             connection = idle.pop()
             connection.take(self._queue)
-            if connection.is_alive(self._queue.now()):
+            if connection.is_alive():
                 return connection
             connection.close()
         return None
