@@ -77,6 +77,7 @@ class _Connection(asyncio.Protocol):
         self._head: Head | None = None
         self._lines: tuple[str, ...] = ()
         self._body = BodyReader(0)
+        self._ending = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -118,6 +119,9 @@ class _Connection(asyncio.Protocol):
             return
         self._engine.received.append(Received(self._lines, bytes(self._body.data)))
         script = self._engine.scripts.pop(0) if self._engine.scripts else PLAIN
+        if self._ending:  # too late: this connection is about to end
+            return
+        self._ending = script.end in ("fin", "rst")
         task = asyncio.get_running_loop().create_task(self._play(script))
         self._engine.busy.add(task)
         task.add_done_callback(self._engine.busy.discard)
@@ -129,6 +133,8 @@ class _Connection(asyncio.Protocol):
                     await asyncio.sleep(PAUSE)
                 if self._transport.is_closing():  # the router has seen enough
                     break
+                if script.end == "fin" and index == len(script.pieces) - 1:
+                    self._send_with_end()
                 self._transport.write(piece)
             if script.end == "rst":
                 await asyncio.sleep(self._engine.settle)  # what was written is read before it
@@ -138,3 +144,8 @@ class _Connection(asyncio.Protocol):
                 self._transport.abort()
         if script.end == "fin":
             self._transport.close()
+
+    def _send_with_end(self) -> None:
+        """From here on bytes wait for the end, so that whoever reads the last one sees both."""
+        sock = self._transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
