@@ -1,10 +1,29 @@
 """Fixtures that every folder of tests may use."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from rig.processes import Programs, programs
+
+FIGURE = re.compile(r"R\d+ .*")  # what a promise's test measured: "R12 rust: 1.2 attempts"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the figures that the tests of the promises printed."""
+    passed = terminalreporter.getreports("passed")
+    figures = [
+        line
+        for report in passed
+        if report.when == "call"
+        for line in report.capstdout.splitlines()
+        if FIGURE.fullmatch(line)
+    ]
+    if figures:
+        terminalreporter.section("figures")
+        for line in figures:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture
