@@ -25,6 +25,7 @@ ALL_SETTINGS: Mapping[str, Setting] = {"proxy_timeout": PROXY_TIMEOUT, **SETTING
 FILE_KEYS: Mapping[str, str] = {name: name for name in ALL_SETTINGS} | {
     setting.file_key: name for name, setting in SETTINGS.items() if setting.file_key
 }
+NO_VALUE = object()  # what a flag that stands without its value is given
 # For launch_router.sh: which router it starts. Either router takes the same file.
 LAUNCHER_KEYS = ("implementation",)
 
@@ -95,10 +96,14 @@ class _Loader:
         self._origins: dict[str, str] = {}
 
     def flags(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The raw flags; unknown ones are faults."""
+        """The raw flags; unknown ones, and those without their value, are faults."""
         flags, unknown = _parser().parse_known_args(argv)
         for word in unknown:
             self._fault("flags", word, MISSING, "unknown, see --help for the flags")
+        for name, text in vars(flags).items():
+            if text is NO_VALUE:
+                self._fault("flags", _flag(name), MISSING, "give a value, see --help")
+                setattr(flags, name, None)
         return flags
 
     def layer(self, where: str, given: Iterable[_Given]) -> None:
@@ -230,11 +235,19 @@ def _of_flags(flags: argparse.Namespace) -> Iterator[_Given]:
 
 
 def _flag(name: str) -> str:
-    return ALL_SETTINGS[name].flag or "--" + name.replace("_", "-")
+    setting = ALL_SETTINGS.get(name)
+    return (setting and setting.flag) or "--" + name.replace("_", "-")
+
+
+class _Help(argparse.HelpFormatter):
+    """Shows values as what they are: needed, though the parser lets their absence pass."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar or default_metavar)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a flag without its value as a fault like any other."""
+    """Reports what argparse itself refuses as a fault like any other."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError([Fault("flags", "", MISSING, f"{message}, see --help")])
@@ -247,11 +260,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Times are seconds, fractions allowed. Flags win over the environment "
         "(PROXY_TIMEOUT_SECONDS, CACHE_TYPE_ROUTING_THRESHOLD), the environment over the file.",
         allow_abbrev=False,
+        formatter_class=_Help,
     )
-    add: Callable[..., argparse.Action] = parser.add_argument
+    # A missing value does not end the parsing: it is told together with all other faults.
+    add: Callable[..., argparse.Action] = partial(parser.add_argument, nargs="?", const=NO_VALUE)
     add("--config", metavar="FILE", help="JSON file with settings and static services")
     add("--static-services", metavar="FILE", help="JSON file with services to route to for ever")
-    add("--check-config", action="store_true", help="print the effective settings and exit")
+    about = "print the effective settings and exit"
+    parser.add_argument("--check-config", action="store_true", help=about)
     defaults = {f.name: f.default for f in dataclasses.fields(RouterConfig)}
     for name, setting in ALL_SETTINGS.items():
         default = defaults.get(name)

@@ -97,9 +97,7 @@ pub fn load_config(
     argv: &[String],
     environ: &dyn Fn(&str) -> Option<String>,
 ) -> Result<Command, ConfigError> {
-    let flags = parse_flags(argv).map_err(|fault| ConfigError {
-        faults: vec![fault],
-    })?;
+    let flags = parse_flags(argv);
     if flags.help {
         return Ok(Command::Help);
     }
@@ -129,14 +127,10 @@ struct Loader {
 }
 
 impl Loader {
-    /// A loader that knows the flags which are none.
+    /// A loader that knows what is wrong with the flags themselves.
     fn new(flags: &Flags) -> Self {
-        let reason = "unknown, see --help for the flags";
-        let unknown = flags.unknown.iter();
         Self {
-            faults: unknown
-                .map(|word| Fault::new("flags", word, None, reason))
-                .collect(),
+            faults: flags.faults.clone(),
             config: RouterConfig::default(),
             origins: HashMap::new(),
         }

@@ -1,15 +1,26 @@
 //! The words of the command line -> the text of each flag.
 //!
-//! A small scan in place of a library, which would stop at the first unknown flag: all faults are
-//! reported at once. The rules are those of Python's `argparse`, so that both routers take the same words.
+//! clap stops at the first fault; here all are found at once. So values stay text until they are
+//! checked with the rest of the configuration, and words that are no flag are taken out one by one.
 
 use std::collections::HashMap;
 
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde_json::Value;
 
 use crate::config::{RouterConfig, Setting};
 use crate::config_load::{Fault, all_settings};
-use crate::utils::json::quoted;
+use crate::utils::json::compact;
+
+const CHECK_CONFIG: &str = "check-config";
+const CONFIG: &str = "config";
+const STATIC_SERVICES: &str = "static-services";
+const THREADS: &str = "threads";
+/// Takes the place of a word that is no flag, so that the words around it keep their meaning.
+/// No word of a command line can hold a NUL.
+const UNKNOWN: &str = "\0";
 
 /// The flags as they were given; of one given twice the last counts.
 #[derive(Clone, Debug, Default)]
@@ -21,170 +32,131 @@ pub struct Flags {
     pub threads: Option<String>,
     /// Name of the setting -> text.
     pub settings: HashMap<&'static str, String>,
-    pub unknown: Vec<String>,
+    pub faults: Vec<Fault>,
 }
 
-/// What a flag of this name does; None for names that are no flag.
-enum Kind {
-    Help,
-    CheckConfig,
-    Config,
-    StaticServices,
-    Threads,
-    Setting(&'static Setting),
+/// Read the words behind the program's name. `--help` ends it.
+pub fn parse_flags(words: &[String]) -> Flags {
+    let end = words.iter().position(|word| word == "--");
+    let (words, rest) = words.split_at(end.unwrap_or(words.len()));
+    let mut words = words.to_vec();
+    let mut unknown = Vec::new();
+    while let Some(at) = first_unknown(&words) {
+        unknown.push(std::mem::replace(&mut words[at], format!("--{UNKNOWN}")));
+    }
+    let reason = "unknown, see --help for the flags";
+    let mut flags = Flags::default();
+    for word in unknown.iter().chain(rest) {
+        flags.faults.push(Fault::new("flags", word, None, reason));
+    }
+    match command().try_get_matches_from(&words) {
+        Ok(matches) => flags.take(&matches),
+        Err(error) if error.kind() == ErrorKind::DisplayHelp => flags.help = true,
+        Err(error) => {
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            let reason = format!("{}, see --help", line.trim_start_matches("error: "));
+            flags.faults.push(Fault::new("flags", "", None, reason));
+        }
+    }
+    flags
 }
 
-fn kind_of(name: &str) -> Option<Kind> {
-    Some(match name {
-        "-h" | "--help" => Kind::Help,
-        "--check-config" => Kind::CheckConfig,
-        "--config" => Kind::Config,
-        "--static-services" => Kind::StaticServices,
-        "--threads" => Kind::Threads,
-        _ => Kind::Setting(all_settings().find(|setting| setting.flag() == name)?),
+/// Where the first word stands that belongs to no flag: the last of the shortest start with one.
+fn first_unknown(words: &[String]) -> Option<usize> {
+    (0..words.len()).find(|&last| {
+        let start = command().try_get_matches_from(&words[..=last]);
+        start.is_err_and(|error| error.kind() == ErrorKind::UnknownArgument)
     })
 }
 
-/// Read the words behind the program's name. `--help` ends it, as does a flag without its value.
-pub fn parse_flags(words: &[String]) -> Result<Flags, Fault> {
-    let mut flags = Flags::default();
-    let mut at = 0;
-    while at < words.len() && words[at] != "--" && !flags.help {
-        let word = &words[at];
-        at += 1;
-        let (name, attached) = match word.split_once('=') {
-            Some((name, value)) if kind_of(word).is_none() => (name, Some(value)),
-            _ => (word.as_str(), None),
-        };
-        let Some(kind) = kind_of(name).filter(|_| !is_value(word)) else {
-            flags.unknown.push(word.clone());
-            continue;
-        };
-        let value = match (&kind, attached) {
-            (Kind::Help | Kind::CheckConfig, None) => "",
-            (Kind::Help | Kind::CheckConfig, Some(value)) => {
-                let shown = if name == "--check-config" {
-                    name
-                } else {
-                    "-h/--help"
-                };
-                return Err(bad(
-                    shown,
-                    &format!("ignored explicit argument {}", quoted(value)),
-                ));
-            }
-            (_, Some(value)) => value,
-            (_, None) => {
-                let next = words.get(at).filter(|next| is_value(next));
-                at += 1;
-                next.ok_or_else(|| bad(name, "expected one argument"))?
-            }
-        };
-        flags.take(&kind, value);
-    }
-    if !flags.help {
-        flags.unknown.extend_from_slice(&words[at..]);
-    }
-    Ok(flags)
-}
-
 impl Flags {
-    fn take(&mut self, kind: &Kind, value: &str) {
-        let text = value.to_owned();
-        match kind {
-            Kind::Help => self.help = true,
-            Kind::CheckConfig => self.check_config = true,
-            Kind::Config => self.config = Some(text),
-            Kind::StaticServices => self.static_services = Some(text),
-            Kind::Threads => self.threads = Some(text),
-            Kind::Setting(setting) => _ = self.settings.insert(setting.name, text),
+    fn take(&mut self, matches: &ArgMatches) {
+        self.check_config = matches.get_flag(CHECK_CONFIG);
+        self.config = self.text(matches, CONFIG, "--config");
+        self.static_services = self.text(matches, STATIC_SERVICES, "--static-services");
+        self.threads = self.text(matches, THREADS, "--threads");
+        for setting in all_settings() {
+            if let Some(text) = self.text(matches, setting.name, &setting.flag()) {
+                self.settings.insert(setting.name, text);
+            }
         }
     }
-}
 
-/// Whether a word can be the value of the flag before it.
-fn is_value(word: &str) -> bool {
-    if !word.starts_with('-') || word == "-" {
-        return true;
+    /// The text of one flag; that it stands without one is a fault.
+    fn text(&mut self, matches: &ArgMatches, id: &str, flag: &str) -> Option<String> {
+        let text = matches.get_one::<String>(id).cloned();
+        if text.is_none() && matches.value_source(id) == Some(ValueSource::CommandLine) {
+            let reason = "give a value, see --help";
+            self.faults.push(Fault::new("flags", flag, None, reason));
+        }
+        text
     }
-    let name = word.split('=').next().unwrap_or_default();
-    if kind_of(word).is_some() || kind_of(name).is_some() || word == "--" {
-        return false;
-    }
-    is_negative_number(word) || word.contains(' ')
 }
 
-/// `-5`, `-.5`, `-2.5`
-fn is_negative_number(word: &str) -> bool {
-    let digits = word.strip_prefix('-').unwrap_or_default();
-    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, "0"));
-    let all_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    all_digits(whole)
-        && all_digits(fraction)
-        && !fraction.is_empty()
-        && (!whole.is_empty() || digits.contains('.'))
+fn command() -> Command {
+    let threads = format!(
+        "threads that serve requests (default: processors, here {})",
+        RouterConfig::default().threads
+    );
+    Command::new("infini-router")
+        .no_binary_name(true)
+        .args_override_self(true)
+        .next_line_help(true)
+        .about("One OpenAI-compatible endpoint in front of many engines.")
+        .after_help(
+            "Times are seconds, fractions allowed. Flags win over the environment\n\
+             (PROXY_TIMEOUT_SECONDS, CACHE_TYPE_ROUTING_THRESHOLD), the environment over the file.",
+        )
+        .arg(
+            Arg::new(CHECK_CONFIG)
+                .long(CHECK_CONFIG)
+                .action(ArgAction::SetTrue)
+                .help("print the effective settings and exit"),
+        )
+        .arg(
+            Arg::new(UNKNOWN)
+                .long(UNKNOWN)
+                .action(ArgAction::Count)
+                .hide(true),
+        )
+        .arg(text_flag(CONFIG, "FILE").help("JSON file with settings and static services"))
+        .arg(
+            text_flag(STATIC_SERVICES, "FILE").help("JSON file with services to route to for ever"),
+        )
+        .arg(text_flag(THREADS, "X").help(threads))
+        .args(all_settings().map(setting_flag))
 }
 
-fn bad(name: &str, reason: &str) -> Fault {
-    Fault::new(
-        "flags",
-        "",
-        None,
-        format!("argument {name}: {reason}, see --help"),
-    )
+/// A flag with one value; none is let pass here, so that it can be told with all other faults.
+fn text_flag(name: &'static str, value: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .num_args(0..=1)
+        .allow_negative_numbers(true)
+}
+
+fn setting_flag(setting: &'static Setting) -> Arg {
+    let flag = setting.flag();
+    let shown = match (setting.show)(&RouterConfig::default()) {
+        Value::Null => String::new(),
+        Value::Array(items) if items.is_empty() => String::new(),
+        Value::String(text) => format!(" (default: {text})"),
+        value => format!(" (default: {})", compact(&value)),
+    };
+    text_flag(setting.name, "X")
+        .long(flag.trim_start_matches('-').to_owned())
+        .help(format!("{}{shown}", setting.about))
 }
 
 /// What `--help` prints.
 pub fn help() -> String {
-    let defaults = RouterConfig::default();
-    let own = [
-        (
-            "-h, --help".to_owned(),
-            "show this help message and exit".to_owned(),
-        ),
-        (
-            "--config FILE".to_owned(),
-            "JSON file with settings and static services".to_owned(),
-        ),
-        (
-            "--static-services FILE".to_owned(),
-            "JSON file with services to route to for ever".to_owned(),
-        ),
-        (
-            "--check-config".to_owned(),
-            "print the effective settings and exit".to_owned(),
-        ),
-        (
-            "--threads X".to_owned(),
-            format!(
-                "threads that serve requests (default: processors, here {})",
-                defaults.threads
-            ),
-        ),
-    ];
-    let settings = all_settings().map(|setting| {
-        let shown = match (setting.show)(&defaults) {
-            Value::Null => String::new(),
-            Value::Array(items) if items.is_empty() => String::new(),
-            Value::String(text) => format!(" (default: {text})"),
-            value => format!(" (default: {})", crate::utils::json::compact(&value)),
-        };
-        (
-            format!("{} X", setting.flag()),
-            format!("{}{shown}", setting.about),
-        )
-    });
-    let lines: Vec<_> = own
-        .into_iter()
-        .chain(settings)
-        .map(|(flag, about)| format!("  {flag}\n{:24}{about}\n", ""))
-        .collect();
-    format!(
-        "usage: infini-router [FLAGS]\n\n\
-         One OpenAI-compatible endpoint in front of many engines.\n\n\
-         options:\n{}\n\
-         Times are seconds, fractions allowed. Flags win over the environment\n\
-         (PROXY_TIMEOUT_SECONDS, CACHE_TYPE_ROUTING_THRESHOLD), the environment over the file.\n",
-        lines.concat()
-    )
+    let needed = |arg: Arg| {
+        if arg.get_action().takes_values() {
+            return arg.num_args(1);
+        }
+        arg
+    };
+    command().mut_args(needed).render_help().to_string()
 }
