@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rig.engine_script import Json, Piece, Script, json_body, parse_script
-from rig.server import ClientGoneError, Connection, Request, Server
+from rig.server import ClientGoneError, Connection, Request, Server, all_delivered
 from rig.wire import Headers, chunk, head_bytes
 
 PROBES = ("/health", "/v1/models", "/models")
@@ -271,7 +271,7 @@ class Answer:
             await self.connection.send(b"0\r\n\r\n")
         if how in ("kill", "rst"):
             # What was written arrives first: the fault is meant to come after `at` whole pieces.
-            await asyncio.sleep(0.05)
+            await all_delivered(self.connection.writer)
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if how == "rst":

@@ -1,4 +1,4 @@
-"""Fake engines and registries inside the test's process: one event loop in a thread of its own."""
+"""Fake engines, registries and relays in the test's process: an event loop in its own thread."""
 
 import asyncio
 import contextlib
@@ -11,6 +11,7 @@ from rig.engine_script import Json
 from rig.fake_engine import FakeEngine, Record, Settings
 from rig.fake_registry import FakeRegistry
 from rig.processes import free_port
+from rig.relay import Relay
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ class Farm:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._fakes: list[FakeEngine | FakeRegistry] = []
+        self._fakes: list[FakeEngine | FakeRegistry | Relay] = []
         self._reserved: list[socket.socket] = []
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float = 20.0) -> T:
@@ -44,6 +45,13 @@ class Farm:
         self.call(registry.start(0))
         self._fakes.append(registry)
         return registry
+
+    def relay(self, target_port: int) -> Relay:
+        """A relay on a free port that stands for `target_port`; faults: relay.py."""
+        relay = Relay(target_port)
+        self.call(relay.start())
+        self._fakes.append(relay)
+        return relay
 
     def apply(self, engine: FakeEngine, **change: Any) -> None:
         """Merge settings into an engine."""

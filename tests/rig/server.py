@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import struct
+import termios
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -20,6 +22,23 @@ from rig.wire import (
 )
 
 RST_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+def end_with_reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection with a TCP reset; what was not delivered is lost."""
+    sock = writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
+    writer.transport.abort()
+
+
+async def all_delivered(writer: asyncio.StreamWriter, limit: float = 5.0) -> None:
+    """Return when the other side's kernel has everything that was written (or after `limit`)."""
+    sock, deadline = writer.get_extra_info("socket"), time.monotonic() + limit
+    while time.monotonic() < deadline and not writer.is_closing():
+        unacknowledged = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
+        if not unacknowledged and not writer.transport.get_write_buffer_size():
+            return
+        await asyncio.sleep(0.001)
 
 
 class ClientGoneError(ConnectionError):
@@ -142,9 +161,7 @@ class Connection:
 
     def reset(self) -> None:
         """End the connection with a TCP reset."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RST_ON_CLOSE)
-        self.writer.transport.abort()
+        end_with_reset(self.writer)
 
     async def close(self) -> None:
         """End the connection in order (FIN after everything written)."""
