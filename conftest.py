@@ -1,6 +1,7 @@
 """Fixtures that every folder of tests may use."""
 
 import re
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,15 @@ import pytest
 from rig.processes import Programs, programs
 
 FIGURE = re.compile(r"R\d+ .*")  # what a promise's test measured: "R12 rust: 1.2 attempts"
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C even when a shell started this run in the background, where it is ignored.
+
+    The programs under test would inherit that, and could not be stopped by SIGINT.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
