@@ -13,13 +13,21 @@ from rig.processes import ROOT, Program, Programs, free_port
 class EngineProcess:
     """A running fake engine, steered over its control path."""
 
-    def __init__(self, run: Programs, name: str, models: Sequence[str], port: int | None = None):
+    def __init__(
+        self,
+        run: Programs,
+        name: str,
+        models: Sequence[str],
+        port: int | None = None,
+        host: str = "127.0.0.1",
+    ):
         self.name = name
+        self.host = host
         self.port = port or free_port()
         self.program: Program = run.start(
             sys.executable,
             *("-m", "rig.fake_engine", "--port", str(self.port)),
-            *("--name", name, "--models", ",".join(models)),
+            *("--host", host, "--name", name, "--models", ",".join(models)),
             env={"PYTHONPATH": os.fspath(ROOT / "tests")},
         )
         self._session = requests.Session()
@@ -32,19 +40,19 @@ class EngineProcess:
 
     def state(self) -> dict[str, Any]:
         """Counters and records."""
-        answer = self._session.get(f"http://127.0.0.1:{self.port + 1}/__control", timeout=10)
+        answer = self._session.get(f"http://{self.host}:{self.port + 1}/__control", timeout=10)
         answer.raise_for_status()
         state: dict[str, Any] = answer.json()
         return state
 
     def apply(self, **change: Any) -> None:
         """Merge settings; `reset=True` forgets the counters."""
-        url = f"http://127.0.0.1:{self.port + 1}/__control"
+        url = f"http://{self.host}:{self.port + 1}/__control"
         self._session.post(url, json=change, timeout=10).raise_for_status()
 
     def static(self, **more: Any) -> dict[str, Any]:
         """This engine as an entry of a static service list."""
-        return {"name": self.name, "host": "127.0.0.1", "port": self.port, **more}
+        return {"name": self.name, "host": self.host, "port": self.port, **more}
 
     def close(self) -> None:
         self._session.close()

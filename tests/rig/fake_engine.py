@@ -1,6 +1,7 @@
 """A scripted OpenAI engine: in a test's own process (farm.py) or as a program of its own.
 
-    PYTHONPATH=tests python -m rig.fake_engine --models m1,m2 [--name N] [--port 0] [--no-sidecar]
+    PYTHONPATH=tests python -m rig.fake_engine --port P --models m1,m2 [--name N] [--host H]
+        [--no-sidecar]
 
 A request says how it wants to be answered in the header `x-fake-script` or the body field
 `x_fake_script` (JSON, see engine_script.py); otherwise the next of the settings' `scripts` and then
@@ -35,6 +36,7 @@ class Settings:
     that of the own port.
     """
 
+    host: str = "127.0.0.1"
     models: list[Any] = field(default_factory=lambda: ["m"])
     models_path: str = "/v1/models"
     health: int = 200
@@ -108,8 +110,14 @@ class FakeEngine:
             else:
                 setattr(self.settings, key, value)
         self.server.idle_close = self.settings.idle_close
-        await _switch(self.server, self.port, on=self.settings.listening)
-        await _switch(self.sidecar, self.port + 1, on=self.settings.sidecar)
+        await self._switch(self.server, self.port, on=self.settings.listening)
+        await self._switch(self.sidecar, self.port + 1, on=self.settings.sidecar)
+
+    async def _switch(self, server: Server, port: int, *, on: bool) -> None:
+        if on and not server.listening:
+            await server.listen(port, self.settings.host)
+        elif not on:
+            await server.close()
 
     async def close(self) -> None:
         await self.server.close()
@@ -283,19 +291,12 @@ def _model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": 1, "owned_by": "fake"}
 
 
-async def _switch(server: Server, port: int, *, on: bool) -> None:
-    if on and not server.listening:
-        await server.listen(port)
-    elif not on:
-        await server.close()
-
-
 async def serve(engine: FakeEngine, port: int) -> None:
     """Run until SIGTERM."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await engine.start(port)
-    print(f"listening on http://127.0.0.1:{port}", flush=True)
+    print(f"listening on http://{engine.settings.host}:{port}", flush=True)
     with contextlib.suppress(asyncio.CancelledError):
         await stop.wait()
     await engine.close()
@@ -304,11 +305,14 @@ async def serve(engine: FakeEngine, port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--name", default="fake")
     parser.add_argument("--models", default="m")
     parser.add_argument("--no-sidecar", action="store_true")
     options = parser.parse_args()
-    settings = Settings(models=options.models.split(","), sidecar=not options.no_sidecar)
+    settings = Settings(
+        host=options.host, models=options.models.split(","), sidecar=not options.no_sidecar
+    )
     asyncio.run(serve(FakeEngine(options.name, settings), options.port))
 
 

@@ -15,7 +15,7 @@ def static(*engines: FakeEngine, **more: Any) -> list[dict[str, Any]]:
     return [
         {
             "name": engine.name,
-            "host": "127.0.0.1",
+            "host": engine.settings.host,
             "port": engine.port,
             "metadata": {"models": engine.settings.models},
             **more,

@@ -191,10 +191,10 @@ class Server:
     def listening(self) -> bool:
         return self._server is not None
 
-    async def listen(self, port: int = 0) -> int:
+    async def listen(self, port: int = 0, host: str = "127.0.0.1") -> int:
         """Start to accept; the port that was taken."""
         self._server = await asyncio.start_server(
-            self._accept, "127.0.0.1", port, limit=1 << 20, backlog=1024
+            self._accept, host, port, limit=1 << 20, backlog=1024
         )
         return int(self._server.sockets[0].getsockname()[1])
 

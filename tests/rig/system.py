@@ -12,17 +12,18 @@ from rig.processes import Program, Programs, free_port
 class Registry:
     """A registry process on one port; it can be killed and started again, empty."""
 
-    def __init__(self, run: Programs) -> None:
+    def __init__(self, run: Programs, host: str = "127.0.0.1") -> None:
         self._run = run
+        self.host = host
         self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
         self.program = self.start()
 
     def start(self) -> Program:
         """Start (again); nothing is remembered from before."""
         self.program = self._run.python(
             "registry/service_registry.py",
-            *("--host", "127.0.0.1", "--port", str(self.port), "--store", "memory"),
+            *("--host", self.host, "--port", str(self.port), "--store", "memory"),
         )
         self.program.wait_listening()
         return self.program
