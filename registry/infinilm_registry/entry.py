@@ -44,27 +44,63 @@ class Lease:
 
 
 class Liveness(enum.Enum):
-    """What the heartbeats say. STALE: overdue, but so many are that we suspect the network."""
+    """Whether anything is heard of it. STALE: nothing, but of so many that we suspect the network.
+
+    EXPIRED is given up: silent as one of few.
+    """
 
     FRESH = "fresh"
     STALE = "stale"
     EXPIRED = "expired"
 
 
+class ProbeResult(enum.Enum):
+    """How a probe ended; the three failures say different things about who is at fault."""
+
+    GOOD = "good"
+    BAD = "bad"  # it answered, and not well: it lives
+    REFUSED = "refused"  # its machine answered that nothing listens: it is dead
+    SILENT = "silent"  # nothing came back: it, its machine or the network between us
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeRecord:
     """What our own probes say: three failures take a service down, two successes bring it back."""
 
-    health_status: str = "unknown"
-    streak: int = 0
+    last: ProbeResult | None = None
+    repeats: int = 0  # of `last`, in a row
+    streak: int = 0  # results in a row that are all good, or all failures
     down: bool = False
 
-    def after(self, *, healthy: bool) -> "ProbeRecord":
+    def after(self, result: ProbeResult) -> "ProbeRecord":
         """The record with one more result."""
-        status = "healthy" if healthy else "unhealthy"
-        streak = self.streak + 1 if status == self.health_status else 1
-        settled = streak >= (_RISE if healthy else _FALL)
-        return ProbeRecord(status, streak, not healthy if settled else self.down)
+        good, was_good = result is ProbeResult.GOOD, self.last is ProbeResult.GOOD
+        repeats = self.repeats + 1 if result is self.last else 1
+        streak = self.streak + 1 if good == was_good else 1
+        settled = streak >= (_RISE if good else _FALL)
+        return ProbeRecord(result, repeats, streak, not good if settled else self.down)
+
+    @property
+    def health_status(self) -> str:
+        """The contract's word for the last result."""
+        if self.last is None:
+            return "unknown"
+        return "healthy" if self.last is ProbeResult.GOOD else "unhealthy"
+
+    @property
+    def dead(self) -> bool:
+        """Nothing listens there: no network trouble looks like that."""
+        return self.last is ProbeResult.REFUSED and self.repeats >= _FALL
+
+    @property
+    def unanswered(self) -> bool:
+        """Down, and nothing comes back: which missing heartbeats would say as well."""
+        return self.down and self.last is ProbeResult.SILENT
+
+    @property
+    def falling_silent(self) -> bool:
+        """About to be unanswered; when many are, it shows before the first of them is judged."""
+        return self.last is ProbeResult.SILENT and self.repeats >= _FALL - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +115,14 @@ class Entry:
 
     @property
     def is_healthy(self) -> bool:
-        """Running, not expired, and not failed by repeated probes."""
+        """Running, not given up, and not failed by repeated probes.
+
+        Probes without an answer are judged as silence is: alone by `liveness`.
+        """
         return (
             self.service.status == "running"
             and self.liveness is not Liveness.EXPIRED
-            and not self.probe.down
+            and (not self.probe.down or self.probe.unanswered)
         )
 
     @property

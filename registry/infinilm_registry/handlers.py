@@ -10,7 +10,7 @@ from aiohttp import web
 
 from infinilm_registry import membership
 from infinilm_registry.addresses import Networks
-from infinilm_registry.entry import Entry
+from infinilm_registry.entry import Entry, Liveness, ProbeResult
 from infinilm_registry.errors import (
     BodyTimeoutError,
     EncodedBodyError,
@@ -94,7 +94,7 @@ class Handlers:
     async def stats(self, _: web.Request) -> web.Response:
         """Counts."""
         entries = self.table.entries()
-        healthy = sum(entry.is_healthy for entry in entries)
+        healthy, survey = sum(entry.is_healthy for entry in entries), self.table.survey()
         return json_response(
             {
                 "total_services": len(entries),
@@ -107,9 +107,11 @@ class Handlers:
                 "revision": self.watch.revision,
                 "watchers": self.watch.waiting,
                 "self_preservation": {
-                    "active": self.table.preserving(),
-                    "heartbeat_share": round(self.table.heartbeat_share(), 4),
+                    "active": survey.preserving,
+                    "heartbeat_share": round(survey.share, 4),
                     "threshold": THRESHOLD,
+                    "lacking_senders": survey.lacking_senders,
+                    "stale_services": sum(entry.liveness is Liveness.STALE for entry in entries),
                 },
             }
         )
@@ -161,12 +163,12 @@ class Handlers:
     async def probe(self, request: web.Request) -> web.Response:
         """Ask the service now how it is."""
         name = request.match_info["name"]
-        healthy = await self.prober.probe_now(self._entry(request).service)
+        result = await self.prober.probe_now(self._entry(request).service)
         entry = self._entry(request)
         return json_response(
             {
                 "service": name,
-                "health_status": "healthy" if healthy else "unhealthy",
+                "health_status": "healthy" if result is ProbeResult.GOOD else "unhealthy",
                 "is_healthy": entry.is_healthy,
                 "last_heartbeat": entry.last_heartbeat,
                 "timestamp": now_text(),

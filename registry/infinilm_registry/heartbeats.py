@@ -1,4 +1,11 @@
-"""Self-preservation (D12, R29): many heartbeats missing at once are the network, not deaths."""
+"""Self-preservation (D12, R29): many who fall silent at once are the network, not deaths.
+
+The rule: of four services or more, when less than 85 % of what should be heard is heard, and not
+just one sender lacks, nobody is given up; the silent are marked stale. Why not one sender: in a
+small fleet a single dead machine is more than 15 %, and would be kept for ever. What all miss is
+the network's fault, what one misses is its own. A babysitter and its engine are one sender:
+they are registered by one process and fall silent together.
+"""
 
 from collections import deque
 from collections.abc import Iterable
@@ -6,11 +13,38 @@ from dataclasses import dataclass, field
 
 THRESHOLD = 0.85
 FEWEST_SERVICES = 4
+FEWEST_SENDERS = 2
 _WINDOW_LEASES = 2
 _SENDER_JITTER = 1.1
 # Before a lease runs out: when a whole group falls silent at once, its members count
 # as silent already when the first of their leases ends.
 _SILENT_SHARE_OF_LEASE = 2 / 3
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What is heard of all services not yet given up: shares are 0 to 1 of what should be."""
+
+    services: int
+    share: float  # the mean
+    lacking_senders: int  # whose own share is below the threshold
+
+    @property
+    def preserving(self) -> bool:
+        """Whether so much is missing, from more than one, that nobody is given up."""
+        return (
+            self.services >= FEWEST_SERVICES
+            and self.share < THRESHOLD
+            and self.lacking_senders >= FEWEST_SENDERS
+        )
+
+
+def survey(shares: Iterable[tuple[str, float]]) -> Survey:
+    """Sum up pairs of a service's sender and its share."""
+    found = list(shares)
+    lacking = {sender for sender, share in found if share < THRESHOLD}
+    mean = sum(share for _, share in found) / len(found) if found else 1.0
+    return Survey(len(found), mean, len(lacking))
 
 
 @dataclass(slots=True)
@@ -43,7 +77,7 @@ class _Beats:
 
 
 class HeartbeatLedger:
-    """Remembers recent heartbeats and judges whether they fail one by one or all together."""
+    """Remembers the recent heartbeats of each service."""
 
     def __init__(self) -> None:
         self._beats: dict[str, _Beats] = {}
@@ -60,7 +94,6 @@ class HeartbeatLedger:
         """The service is gone."""
         self._beats.pop(name, None)
 
-    def received_share(self, names: Iterable[str], now: float) -> float:
-        """Mean over `names` of received to expected heartbeats; 1.0 for none."""
-        shares = [self._beats[name].share(now) for name in names]
-        return sum(shares) / len(shares) if shares else 1.0
+    def share(self, name: str, now: float) -> float:
+        """Received of expected heartbeats."""
+        return self._beats[name].share(now)

@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from infinilm_registry.addresses import Networks, address_problem
-from infinilm_registry.entry import Entry
+from infinilm_registry.entry import Entry, Liveness, ProbeResult
 from infinilm_registry.errors import Fault
 from infinilm_registry.loops import stopped_within
 from infinilm_registry.service import Service
@@ -21,6 +21,7 @@ from infinilm_registry.table import ServiceTable
 _AT_ONCE = 64
 _JITTER = (0.9, 1.1)
 _NOT_SERVED = (404, 405, 501)
+_STALE_SECONDS = 5.0  # between two probes of a stale service: what they say settles its case
 _RESOLVE_SECONDS = 5.0
 
 
@@ -84,7 +85,7 @@ class Prober:
         self._settings = settings
         self._clock = clock
         self._slots = asyncio.Semaphore(_AT_ONCE)
-        self._flying: dict[str, asyncio.Task[bool]] = {}
+        self._flying: dict[str, asyncio.Task[ProbeResult]] = {}
         self._due: dict[str, float] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
@@ -112,22 +113,26 @@ class Prober:
         await asyncio.gather(*flying, return_exceptions=True)
         await self._session.close()
 
-    async def probe_now(self, service: Service) -> bool:
+    async def probe_now(self, service: Service) -> ProbeResult:
         """The result of a probe of `service`, joined if one is in flight."""
         return await asyncio.shield(self._launch(service))
 
     def _start_due(self) -> None:
-        now, interval = self._clock(), self._settings.interval
+        now = self._clock()
         entries = {entry.service.name: entry for entry in self._table.entries()}
         self._due = {name: at for name, at in self._due.items() if name in entries}
         for name, entry in entries.items():
             # The first probe falls anywhere in the interval, so that a restart is no storm.
-            due = self._due.setdefault(name, now + random.uniform(0, interval))  # noqa: S311 - jitter
+            due = self._due.setdefault(name, now + self._interval(entry) * random.random())  # noqa: S311
             if due <= now:
-                self._due[name] = now + interval * random.uniform(*_JITTER)  # noqa: S311 - jitter
+                self._due[name] = now + self._interval(entry) * random.uniform(*_JITTER)  # noqa: S311
                 self._launch(entry.service)
 
-    def _launch(self, service: Service) -> asyncio.Task[bool]:
+    def _interval(self, entry: Entry) -> float:
+        interval = self._settings.interval
+        return min(interval, _STALE_SECONDS) if entry.liveness is Liveness.STALE else interval
+
+    def _launch(self, service: Service) -> asyncio.Task[ProbeResult]:
         task = self._flying.get(service.name)
         if task is None:
             task = asyncio.create_task(self._probe(service))
@@ -135,35 +140,42 @@ class Prober:
             task.add_done_callback(lambda _: self._flying.pop(service.name, None))
         return task
 
-    async def _probe(self, service: Service) -> bool:
+    async def _probe(self, service: Service) -> ProbeResult:
         async with self._slots:
-            healthy = await self._ask(service.probe_urls())
-        self._record(service, healthy=healthy)
-        return healthy
+            result = await self._ask(service.probe_urls())
+        self._record(service, result)
+        return result
 
-    def _record(self, service: Service, *, healthy: bool) -> None:
-        self._table.record_probe(service, healthy=healthy)
+    def _record(self, service: Service, result: ProbeResult) -> None:
+        self._table.record_probe(service, result)
         entry: Entry | None = self._table.find(service.name)
         promised_nothing = service.heartbeat_interval is None
-        if healthy and promised_nothing and entry and entry.service is service:
+        if result is ProbeResult.GOOD and promised_nothing and entry and entry.service is service:
             # Registered by hand or by an old babysitter: its answer is its sign of life.
             self._table.renew(service.name)
 
-    async def _ask(self, urls: tuple[str, ...]) -> bool:
+    async def _ask(self, urls: tuple[str, ...]) -> ProbeResult:
+        verdict = ProbeResult.REFUSED
         for url in urls:
-            status = await self._status(url)
-            if status is not None and status not in _NOT_SERVED:
-                return 200 <= status < 300
-        return False
+            result = await self._ask_at(url)
+            if result is None:
+                verdict = ProbeResult.BAD  # something is there, and serves none of the calls
+            elif result is not ProbeResult.REFUSED:
+                return result
+        return verdict
 
-    async def _status(self, url: str) -> int | None:
-        """The status that `url` answers with; 0 for none in time, None where nothing listens."""
+    async def _ask_at(self, url: str) -> ProbeResult | None:
+        """The result at one place; None where the call is not served."""
         try:
             async with self._session.get(url, allow_redirects=False) as response:
-                return response.status
+                status = response.status
         except TimeoutError:
-            return 0
+            return ProbeResult.SILENT
         except aiohttp.ClientConnectorError as error:
-            return None if isinstance(error.os_error, ConnectionRefusedError) else 0
+            refused = isinstance(error.os_error, ConnectionRefusedError)
+            return ProbeResult.REFUSED if refused else ProbeResult.SILENT
         except (aiohttp.ClientError, ValueError):
-            return 0
+            return ProbeResult.BAD  # it took the connection, and then spoke no HTTP
+        if status in _NOT_SERVED:
+            return None
+        return ProbeResult.GOOD if 200 <= status < 300 else ProbeResult.BAD

@@ -26,6 +26,11 @@ class Service:
     heartbeat_interval: float | None = None
     generation: int = 0
 
+    @property
+    def sender(self) -> str:
+        """Whose heartbeats keep it: a babysitter and its engine carry one instance id."""
+        return self.instance_id or self.name
+
     def as_record(self) -> dict[str, object]:
         """Everything, for the store."""
         return asdict(self)

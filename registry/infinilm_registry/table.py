@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from infinilm_registry.entry import Entry, LeaseTerms, Liveness, ProbeRecord
-from infinilm_registry.heartbeats import FEWEST_SERVICES, THRESHOLD, HeartbeatLedger
+from infinilm_registry.entry import Entry, LeaseTerms, Liveness, ProbeRecord, ProbeResult
+from infinilm_registry.heartbeats import HeartbeatLedger, Survey, survey
 from infinilm_registry.service import Service
 from infinilm_registry.watch import Watch
 
@@ -28,6 +28,7 @@ class ServiceTable:
         self._ledger = HeartbeatLedger()
         self._entries: dict[str, Entry] = {}
         self._next_check = _NEVER
+        self._preserving = False  # at the last check that found somebody silent
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -58,8 +59,10 @@ class ServiceTable:
         now, old = self._clock(), self._entries.get(service.name)
         lease = self.terms.grant(service, now)
         same = old is not None and old.service.generation == service.generation
-        probe = old.probe if old and same else ProbeRecord()
-        self._entries[service.name] = Entry(service, lease, time.time(), probe)
+        fresh = Entry(service, lease, time.time())
+        if old and same:
+            fresh = replace(fresh, probe=old.probe, liveness=_after_sign_of_life(old))
+        self._entries[service.name] = fresh
         self._count_beat(service, now, anew=not same)
         self._next_check = min(self._next_check, lease.expires_at)
 
@@ -69,9 +72,9 @@ class ServiceTable:
         lease = self.terms.grant(entry.service, now)
         # Back from silence: what was missed meanwhile says nothing about the network now.
         self._count_beat(entry.service, now, anew=entry.liveness is not Liveness.FRESH)
-        fresh = replace(entry, lease=lease, last_heartbeat=time.time(), liveness=Liveness.FRESH)
+        renewed = replace(entry, lease=lease, last_heartbeat=time.time())
         self._next_check = min(self._next_check, lease.expires_at)
-        self._replace(fresh)
+        self._replace(replace(renewed, liveness=_after_sign_of_life(entry)))
 
     def _count_beat(self, service: Service, now: float, *, anew: bool) -> None:
         if anew:
@@ -79,38 +82,53 @@ class ServiceTable:
             self._ledger.start(service.name, ttl, service.heartbeat_interval, now)
         self._ledger.beat(service.name, now)
 
-    def record_probe(self, service: Service, *, healthy: bool) -> None:
+    def record_probe(self, service: Service, result: ProbeResult) -> None:
         """A probe's result; void if `service` has been replaced since the probe began."""
         entry = self._entries.get(service.name)
         if entry is None or entry.service is not service:
             return
-        probe = entry.probe.after(healthy=healthy)
+        probe = entry.probe.after(result)
         if probe.down != entry.probe.down:
             LOG.warning("probes turned name=%s down=%s", service.name, probe.down)
-        self._replace(replace(entry, probe=probe))
+        now, liveness = self._clock(), entry.liveness
+        if probe.unanswered or probe.dead:
+            self._next_check = now
+        elif entry.probe.unanswered and entry.lease.expires_at > now:
+            liveness = Liveness.FRESH
+        self._replace(replace(entry, probe=probe, liveness=liveness))
 
     def refresh(self) -> None:
-        """Let time pass: mark what is overdue. Cheap until the next lease runs out."""
+        """Let time pass: mark what is silent. Cheap until the next lease runs out."""
         now = self._clock()
         if now < self._next_check:
             return
-        overdue = [
-            entry
-            for entry in self._entries.values()
-            if entry.lease.expires_at <= now and entry.liveness is not Liveness.EXPIRED
-        ]
-        if overdue:
-            self._mark(overdue, Liveness.STALE if self.preserving() else Liveness.EXPIRED)
+        preserving = self.survey().preserving
+        if self._preserving and not preserving:
+            self._start_stale_anew(now)
+        self._preserving = preserving
+        silent = [entry for entry in self._living() if _is_silent(entry, now)]
+        kept = [entry for entry in silent if preserving and not entry.probe.dead]
+        given_up = [entry for entry in silent if not preserving or entry.probe.dead]
+        self._mark(kept, Liveness.STALE)
+        self._mark(given_up, Liveness.EXPIRED)
         self._next_check = self._earliest_check(now)
 
-    def _mark(self, overdue: Iterable[Entry], liveness: Liveness) -> None:
-        turned = [entry for entry in overdue if entry.liveness is not liveness]
+    def _start_stale_anew(self, now: float) -> None:
+        """The trouble is over: all get a full lease to be heard again, as after a restart."""
+        for entry in list(self._entries.values()):
+            if entry.liveness is Liveness.STALE:
+                lease = self.terms.grant(entry.service, now)
+                probe = ProbeRecord() if entry.probe.unanswered else entry.probe
+                self._replace(replace(entry, lease=lease, probe=probe))
+
+    def _mark(self, entries: Iterable[Entry], liveness: Liveness) -> None:
+        turned = [entry for entry in entries if entry.liveness is not liveness]
         for entry in turned:
             self._replace(replace(entry, liveness=liveness))
         if turned:
             names = ",".join(entry.service.name for entry in turned[:_MOST_LOGGED])
             LOG.warning(
-                "heartbeats missing marked=%s count=%d names=%s", liveness.value, len(turned), names
+                "services silent marked=%s count=%d names=%s", liveness.value, len(turned), names
             )
 
     def _earliest_check(self, now: float) -> float:
@@ -123,9 +141,9 @@ class ServiceTable:
         return min(times)
 
     def removable(self) -> list[Service]:
-        """Silent for so long that they can go; none while heartbeats fail in masses."""
+        """Given up and silent for so long that they can go; none while many are silent."""
         self.refresh()
-        if self.preserving():
+        if self.survey().preserving:
             return []
         return [entry.service for entry in self._entries.values() if self.is_silent(entry.service)]
 
@@ -139,21 +157,20 @@ class ServiceTable:
             and entry.lease.removable_at <= self._clock()
         )
 
-    def heartbeat_share(self) -> float:
-        """Received of expected heartbeats, over those not yet given up."""
-        return self._ledger.received_share(self._living(), self._clock())
+    def survey(self) -> Survey:
+        """What is heard of those not yet given up.
 
-    def preserving(self) -> bool:
-        """Whether so many heartbeats are missing that nobody is given up."""
-        living = self._living()
-        share = self._ledger.received_share(living, self._clock())
-        return len(living) >= FEWEST_SERVICES and share < THRESHOLD
+        Those given up count no more: otherwise three dead engines, one after the other, would
+        make a small fleet look like a broken network for ever.
+        """
+        now = self._clock()
+        return survey((entry.service.sender, self._share(entry, now)) for entry in self._living())
 
-    def _living(self) -> list[str]:
-        # Those given up count no more: otherwise three dead engines, one after the
-        # other, would make a small fleet look like a broken network for ever.
-        entries = self._entries.items()
-        return [name for name, entry in entries if entry.liveness is not Liveness.EXPIRED]
+    def _living(self) -> list[Entry]:
+        return [e for e in self._entries.values() if e.liveness is not Liveness.EXPIRED]
+
+    def _share(self, entry: Entry, now: float) -> float:
+        return 0.0 if entry.probe.falling_silent else self._ledger.share(entry.service.name, now)
 
     def _replace(self, entry: Entry) -> None:
         old = self._entries[entry.service.name]
@@ -161,3 +178,14 @@ class ServiceTable:
         self.version += 1
         if old.watched != entry.watched:
             self._watch.advance()
+
+
+def _is_silent(entry: Entry, now: float) -> bool:
+    """Whether it has to be judged: no heartbeat for a whole lease, or no probe that came back."""
+    overdue = entry.lease.expires_at <= now or entry.probe.unanswered
+    return overdue or (entry.liveness is Liveness.STALE and entry.probe.dead)
+
+
+def _after_sign_of_life(entry: Entry) -> Liveness:
+    # It reaches us, but do we reach it? Unanswered probes stay judged until one is answered.
+    return entry.liveness if entry.probe.unanswered else Liveness.FRESH
