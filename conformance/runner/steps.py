@@ -9,7 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from rig.fake_engine import FakeEngine, Record
+from rig.engine_answer import Record
+from rig.fake_engine import FakeEngine
 from rig.processes import ROOT, wait_until
 from rig.raw_client import RawClient
 from rig.routers import flag_list, router_argv

@@ -19,7 +19,9 @@ class EngineProcess:
         name: str,
         models: Sequence[str],
         port: int | None = None,
+        *,
         host: str = "127.0.0.1",
+        flags: Sequence[str] = (),
     ):
         self.name = name
         self.host = host
@@ -28,6 +30,7 @@ class EngineProcess:
             sys.executable,
             *("-m", "rig.fake_engine", "--port", str(self.port)),
             *("--host", host, "--name", name, "--models", ",".join(models)),
+            *flags,
             env={"PYTHONPATH": os.fspath(ROOT / "tests")},
         )
         self._session = requests.Session()

@@ -9,6 +9,7 @@ pieces     [text | {"text" | "base64" | "size", "delay"}, ...]  sent one after t
 stream     {"chunks", "interval", "size", "finish", "done"}: OpenAI events for the asked model
 framing    "length" | "chunked" | "close" | "none" (default: chunked for pieces, else length)
 trailers   [["Name", "value"], ...] after the last chunk
+share      probability that this script is followed (default 1); else the engine answers plainly
 die        {"at": "head" | N, "how": rst|fin|clean|partial|kill|stall}: fault after N whole pieces
 raw        text (Latin-1) or list of pieces: the whole answer as it stands, then the end
 close      true: end the connection after the answer
@@ -28,7 +29,7 @@ Json = Mapping[str, Any]
 How = Literal["rst", "fin", "clean", "partial", "kill", "stall"]
 KEYS = frozenset(
     {"delay", "status", "headers", "body", "json", "base64", "size", "gzip", "pieces", "stream"}
-    | {"framing", "trailers", "die", "raw", "close", "keep"}
+    | {"framing", "trailers", "die", "raw", "close", "keep", "share"}
 )
 
 

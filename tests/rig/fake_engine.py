@@ -1,7 +1,7 @@
 """A scripted OpenAI engine: in a test's own process (farm.py) or as a program of its own.
 
     PYTHONPATH=tests python -m rig.fake_engine --port P --models m1,m2 [--name N] [--host H]
-        [--no-sidecar]
+        [--no-sidecar] [--settings JSON] [--worker]
 
 A request says how it wants to be answered in the header `x-fake-script` or the body field
 `x_fake_script` (JSON, see engine_script.py); otherwise the next of the settings' `scripts` and then
@@ -12,20 +12,23 @@ forgets what was counted.
 
 import argparse
 import asyncio
-import base64
 import contextlib
 import json
-import os
+import random
 import signal
 import time
+from collections import deque
+from collections.abc import Coroutine
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from rig.engine_script import Json, Piece, Script, json_body, parse_script
-from rig.server import ClientGoneError, Connection, Request, Server, all_delivered
-from rig.wire import Headers, chunk, head_bytes
+from rig.engine_answer import Answer, Record
+from rig.engine_faults import flood, fork_worker
+from rig.engine_script import Json, Script, json_body, parse_script
+from rig.server import ClientGoneError, Connection, Request, Server
 
 PROBES = ("/health", "/v1/models", "/models")
+LOADING = b'{"error":{"message":"Loading model","code":503}}'
 
 
 @dataclass
@@ -33,7 +36,8 @@ class Settings:
     """What can be changed.
 
     `health` is the status of port + 1 (the `healths` come first, one for each probe), `own_health`
-    that of the own port.
+    that of the own port, which answers 503 to everything for `ready_after` seconds. `flood` starts
+    one of log lines (engine_faults.py). Without `records_kept`, every request is kept.
     """
 
     host: str = "127.0.0.1"
@@ -48,31 +52,10 @@ class Settings:
     listening: bool = True
     sidecar: bool = True
     idle_close: float | None = None
-
-
-@dataclass
-class Record:
-    """One request that reached the engine and what became of it (times: `time.monotonic()`)."""
-
-    request: Request
-    generation: bool = False
-    outcome: str = "running"
-    ended: float | None = None
-
-    def as_json(self) -> dict[str, object]:
-        request = self.request
-        return {
-            "method": request.method,
-            "target": request.target,
-            "headers": [list(pair) for pair in request.head.headers],
-            "raw": base64.b64encode(request.raw).decode(),
-            "body": base64.b64encode(request.body).decode(),
-            "connection": request.connection,
-            "generation": self.generation,
-            "arrived": request.arrived,
-            "outcome": self.outcome,
-            "ended": self.ended,
-        }
+    ready_after: float = 0.0
+    flood: Json = field(default_factory=dict)
+    records_kept: int | None = None
+    seed: int = 0
 
 
 class FakeEngine:
@@ -84,20 +67,28 @@ class FakeEngine:
         self.server = Server(self._handle)
         self.sidecar = Server(self._handle_sidecar)
         self.port = 0
+        self.in_flight = 0
+        self.ready_at = 0.0
+        self.floods: list[dict[str, float]] = []
+        self.workers: list[int] = []
+        self._random = random.Random(self.settings.seed)
+        self._tasks: set[asyncio.Task[None]] = set()
         self.reset()
 
     def reset(self) -> None:
         """Forget everything counted so far."""
-        self.records: list[Record] = []
+        self.records: deque[Record] = deque(maxlen=self.settings.records_kept)
         self.probes: list[tuple[float, str]] = []
-        self.in_flight = 0
-        self.max_in_flight = 0
+        self.cancelled: list[float | None] = []
+        self.hits = self.generations = self.raw_bytes = 0
+        self.max_in_flight = self.in_flight
         self.server.errors.clear()
 
     async def start(self, port: int) -> None:
         """Listen on `port` (and port + 1 for the babysitter's part), as the settings say."""
         self.port = port
-        await self.apply({})
+        at_start = ("ready_after", "flood", "seed")
+        await self.apply({name: getattr(self.settings, name) for name in at_start})
 
     async def apply(self, change: Json) -> None:
         """Merge settings and open or close listeners accordingly."""
@@ -109,6 +100,12 @@ class FakeEngine:
                 raise ValueError(f"unknown setting {key!r}; known: {sorted(known)} and reset")
             else:
                 setattr(self.settings, key, value)
+        if "ready_after" in change:
+            self.ready_at = time.monotonic() + self.settings.ready_after
+        if "seed" in change:
+            self._random.seed(self.settings.seed)
+        if change.get("flood"):
+            self._begin(self._flood(change["flood"]))
         self.server.idle_close = self.settings.idle_close
         await self._switch(self.server, self.port, on=self.settings.listening)
         await self._switch(self.sidecar, self.port + 1, on=self.settings.sidecar)
@@ -119,6 +116,14 @@ class FakeEngine:
         elif not on:
             await server.close()
 
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _flood(self, plan: Json) -> None:
+        self.floods.append(await asyncio.to_thread(flood, plan))
+
     async def close(self) -> None:
         await self.server.close()
         await self.sidecar.close()
@@ -127,14 +132,17 @@ class FakeEngine:
         """Counters as the control path shows them."""
         return {
             "name": self.name,
-            "hits": len(self.records),
-            "generations": sum(record.generation for record in self.records),
-            "cancelled": [r.ended for r in self.records if r.outcome == "cancelled"],
+            "hits": self.hits,
+            "generations": self.generations,
+            "raw_bytes": self.raw_bytes,
+            "cancelled": self.cancelled,
             "in_flight": self.in_flight,
             "max_in_flight": self.max_in_flight,
             "connections": len(self.server.connections),
             "accepted": self.server.accepted,
             "probes": self.probes,
+            "floods": self.floods,
+            "workers": self.workers,
             "wire_errors": self.server.errors,
             "records": [record.as_json() for record in self.records],
         }
@@ -167,24 +175,35 @@ class FakeEngine:
             return await self._control(connection, request)
         if request.method == "GET" and request.path in PROBES:
             return await self._probe(connection, request)
-        record = Record(request)
-        self.records.append(record)
+        if time.monotonic() < self.ready_at:
+            await connection.answer(503, LOADING)
+            return True
+        record = Record(request, generation=request.method == "POST")
+        self._count(record)
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         try:
-            keep = await self._answer(connection, record)
-            record.outcome = "answered" if record.outcome == "running" else record.outcome
+            return await self._answer(connection, record)
         except ClientGoneError:
             record.outcome = "cancelled"
             raise
         finally:
-            record.ended = time.monotonic()
+            record.end()
             self.in_flight -= 1
-        return keep
+            if record.outcome == "cancelled":
+                self.cancelled.append(record.ended)
+
+    def _count(self, record: Record) -> None:
+        self.records.append(record)
+        self.hits += 1
+        self.generations += record.generation
+        self.raw_bytes += len(record.request.raw)
 
     async def _probe(self, connection: Connection, request: Request) -> bool:
         self.probes.append((request.arrived, request.path))
-        if request.path == "/health":
+        if time.monotonic() < self.ready_at:
+            await connection.answer(503, LOADING)
+        elif request.path == "/health":
             await connection.answer(self.settings.own_health, b'{"status":"ok"}')
         elif request.path != self.settings.models_path:
             await connection.answer(404, b'{"error":"no such path"}')
@@ -205,86 +224,17 @@ class FakeEngine:
             document = self.settings.scripts.pop(0)
         else:
             document = self.settings.script
+        if self._random.random() >= float(document.get("share", 1.0)):
+            document = {}
         return parse_script(document, body, request.path)
 
     async def _answer(self, connection: Connection, record: Record) -> bool:
         script = self._script(record.request)
-        record.generation = record.request.method == "POST"
         await connection.sleep(script.delay)
         answer = Answer(connection, script, record)
         if script.die and script.die.at is None:
-            return await answer.fault(b"")
+            return await answer.break_off(b"")
         return await answer.send(head_only=record.request.method == "HEAD")
-
-
-@dataclass
-class Answer:
-    """Sends one scripted answer."""
-
-    connection: Connection
-    script: Script
-    record: Record
-
-    async def send(self, *, head_only: bool) -> bool:
-        """Head, pieces, end; True when the connection stays open."""
-        script, pending = self.script, b"" if self.script.raw else self._head()
-        if head_only:
-            await self.connection.send(pending)
-            return not script.close
-        for index, piece in enumerate(script.pieces):
-            if script.die and script.die.at == index:
-                await self.connection.send(pending)
-                return await self.fault(piece.data)
-            if piece.delay and pending:
-                await self.connection.send(pending)
-                pending = b""
-            await self._piece(pending, piece)
-            pending = b""
-        await self.connection.send(pending + self._end())
-        return not script.close and script.framing != "close"
-
-    async def _piece(self, before: bytes, piece: Piece) -> None:
-        if piece.delay:
-            await self.connection.sleep(piece.delay)
-        framed = self.script.framing == "chunked" and not self.script.raw
-        await self.connection.send(before + (chunk(piece.data) if framed else piece.data))
-
-    def _head(self) -> bytes:
-        script = self.script
-        extra: Headers = ()
-        if script.framing == "chunked":
-            extra = (("Transfer-Encoding", "chunked"),)
-        elif script.framing == "length":
-            extra = (("Content-Length", str(sum(len(piece.data) for piece in script.pieces))),)
-        if script.close or script.framing == "close":
-            extra = (*extra, ("Connection", "close"))
-        return head_bytes(f"HTTP/1.1 {script.status} Status", (*script.headers, *extra))
-
-    def _end(self) -> bytes:
-        if self.script.framing != "chunked" or self.script.raw:
-            return b""
-        return b"0\r\n" + head_bytes("-", self.script.trailers).removeprefix(b"-\r\n")
-
-    async def fault(self, unsent: bytes) -> bool:
-        """What the script's `die` says, instead of the piece `unsent`."""
-        assert self.script.die
-        how = self.script.die.how
-        self.record.outcome = how
-        if how == "stall":
-            await self.connection.gone.wait()
-            raise ClientGoneError("left while we were stalled")
-        if how == "partial":
-            await self.connection.send(chunk(unsent[: len(unsent) // 2]))
-        if how in ("clean", "partial"):
-            await self.connection.send(b"0\r\n\r\n")
-        if how in ("kill", "rst"):
-            # What was written arrives first: the fault is meant to come after `at` whole pieces.
-            await all_delivered(self.connection.writer)
-        if how == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if how == "rst":
-            self.connection.reset()
-        return how in ("clean", "partial")
 
 
 def _model(name: str) -> dict[str, object]:
@@ -309,11 +259,15 @@ def main() -> None:
     parser.add_argument("--name", default="fake")
     parser.add_argument("--models", default="m")
     parser.add_argument("--no-sidecar", action="store_true")
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON, see Settings")
+    parser.add_argument("--worker", action="store_true", help="fork one that will not end")
     options = parser.parse_args()
-    settings = Settings(
-        host=options.host, models=options.models.split(","), sidecar=not options.no_sidecar
-    )
-    asyncio.run(serve(FakeEngine(options.name, settings), options.port))
+    given = {"host": options.host, "models": options.models.split(",")}
+    settings = Settings(**{**given, "sidecar": not options.no_sidecar, **options.settings})
+    engine = FakeEngine(options.name, settings)
+    if options.worker:
+        engine.workers.append(fork_worker())
+    asyncio.run(serve(engine, options.port))
 
 
 if __name__ == "__main__":

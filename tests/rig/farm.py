@@ -7,8 +7,9 @@ import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
+from rig.engine_answer import Record
 from rig.engine_script import Json
-from rig.fake_engine import FakeEngine, Record, Settings
+from rig.fake_engine import FakeEngine, Settings
 from rig.fake_registry import FakeRegistry
 from rig.processes import free_port
 from rig.relay import Relay

@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -39,6 +40,7 @@ class Outcome:
     fault: str = ""
     first_byte: float = 0.0
     ended: float = 0.0
+    arrivals: list[tuple[float, int]] = field(default_factory=list)  # when, how much body by then
 
     @property
     def status(self) -> int:
@@ -57,6 +59,12 @@ class Outcome:
         """The `data` of every event, comments left out."""
         lines = self.data.split(b"\n")
         return [line[6:] for line in lines if line.startswith(b"data: ")]
+
+    @property
+    def event_times(self) -> list[float]:
+        """When each event was whole: what arrived in one piece did so at one time."""
+        ends = [match.end() for match in re.finditer(rb"\n\n", self.data)]
+        return [next(when for when, size in self.arrivals if size >= end) for end in ends]
 
     @property
     def stream_error(self) -> Json | None:
@@ -171,12 +179,15 @@ async def _read_answer(reader: asyncio.StreamReader, outcome: Outcome) -> None:
     outcome.first_byte = time.monotonic() - outcome.due
     outcome.head, size = taken
     outcome.body = BodyReader(response_framing(outcome.head, outcome.call.method))
-    outcome.body.feed(data[size:])
-    while not outcome.body.whole:
+    more = data[size:]
+    while True:
+        outcome.body.feed(more)
+        outcome.arrivals.append((time.monotonic() - outcome.due, len(outcome.body.data)))
+        if outcome.body.whole:
+            return
         if not (more := await reader.read(1 << 16)):
             outcome.body.end()
-            break
-        outcome.body.feed(more)
+            return
 
 
 def chat_call(model: str = "m", *, script: Json | None = None, **fields: object) -> Call:

@@ -71,6 +71,17 @@ def test_open_loop_counts_time_from_when_a_call_was_due(fakes: Farm) -> None:
     assert all(outcome.ended >= 0.2 for outcome in outcomes)
 
 
+def test_every_event_has_the_time_at_which_it_came(fakes: Farm) -> None:
+    engine = fakes.engine()
+    late = {"pieces": ["data: 1\n\ndata: 2\n\n", {"text": "data: 3\n\n", "delay": 0.1}]}
+    cut = {"pieces": ["data: 1\n\n", "data: 2"], "die": {"at": 2, "how": "fin"}}
+    url = f"http://127.0.0.1:{engine.port}"
+    times = [outcome.event_times for outcome in send(url, [chat_call(script=late)] * 2)]
+    assert [len(one) for one in times] == [3, 3]
+    assert all(one[0] == one[1] <= one[2] - 0.09 for one in times)
+    assert len(send(url, [chat_call(script=cut)])[0].event_times) == 1
+
+
 def test_a_registry_watcher_is_woken_by_a_change(fakes: Farm) -> None:
     registry = fakes.registry()
     before = json.loads(ask(registry.url, "GET", "/services?healthy=true").body)

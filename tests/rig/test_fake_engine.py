@@ -1,6 +1,10 @@
 """The fake engine says and does exactly what its script says, and counts what happened."""
 
 import json
+import os
+import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,6 +110,82 @@ def test_bodies_statuses_headers_and_codings_follow_the_script(fakes: Farm) -> N
     assert sized.head.all("set-cookie") == ["a", "b"]
     assert packed.status == 418
     assert packed.get("content-encoding") == "gzip"
+
+
+def test_a_script_is_followed_with_its_probability_and_alike_in_every_run(fakes: Farm) -> None:
+    runs = []
+    for _ in range(2):
+        engine = fakes.engine(seed=7, script={"status": 503, "share": 0.25})
+        with RawClient(url(engine)) as client:
+            statuses = []
+            for _ in range(100):
+                client.send(request_bytes("POST", CHAT, (), b"{}"))
+                statuses.append(client.read("POST").status)
+        runs.append(statuses)
+    assert runs[0] == runs[1]
+    assert 10 <= runs[0].count(503) <= 40
+    assert runs[0].count(503) + runs[0].count(200) == 100
+
+
+def test_until_it_is_ready_an_engine_answers_503_to_everything(run: Programs) -> None:
+    flags = ("--settings", '{"ready_after": 1000}')
+    engine = EngineProcess(run, "e", ["m"], flags=flags).wait()
+    base = f"http://127.0.0.1:{engine.port}"
+    calls = (("GET", "/v1/models"), ("GET", "/health"), ("POST", CHAT))
+    assert [ask(base, *call).status for call in calls] == [503, 503, 503]
+    assert engine.state()["generations"] == 0
+    engine.apply(ready_after=0)
+    assert [ask(base, *call).status for call in calls] == [200, 200, 200]
+    engine.close()
+
+
+def test_counters_go_on_where_records_are_dropped(fakes: Farm) -> None:
+    engine = fakes.engine(records_kept=2)
+    body = b"12345"
+    for _ in range(5):
+        assert ask(url(engine), "POST", "/v1/x", (), body).status == 200
+    state = engine.state()
+    assert (state["hits"], state["generations"], len(fakes.records(engine))) == (5, 5, 2)
+    assert state["raw_bytes"] == 5 * len(request_bytes("POST", "/v1/x", (), body))
+    fakes.apply(engine, reset=True)
+    assert (engine.state()["hits"], engine.state()["raw_bytes"]) == (0, 0)
+
+
+def test_what_runs_through_a_reset_is_still_counted_down_to_zero(fakes: Farm) -> None:
+    engine = fakes.engine()
+    with RawClient(url(engine)) as client:
+        script = json.dumps({"stream": {}, "die": {"at": 1, "how": "stall"}})
+        client.send(request_bytes("POST", CHAT, (("x-fake-script", script),), b"{}"))
+        wait_until(lambda: engine.in_flight == 1)
+        fakes.apply(engine, reset=True)
+        assert (engine.in_flight, engine.max_in_flight) == (1, 1)
+    wait_until(lambda: engine.in_flight == 0)
+
+
+def test_an_engine_floods_its_log_and_says_how_long_a_write_took(run: Programs) -> None:
+    engine = EngineProcess(run, "e", ["m"]).wait()
+    engine.apply(flood={"bytes": 500_000, "text": "noise\n", "rate": 1e7})
+    floods = wait_until(lambda: engine.state()["floods"], what="the end of the flood")
+    assert floods[0]["bytes"] == 500_000
+    assert 0 < floods[0]["longest"] < 10
+    engine.program.stop()
+    assert engine.program.output.count("noise") >= 500_000 // len("noise\n") - 20
+    engine.close()
+
+
+def test_an_engine_forks_a_worker_that_outlives_it(run: Programs) -> None:
+    engine = EngineProcess(run, "e", ["m"], flags=("--worker",)).wait()
+    (worker,) = engine.state()["workers"]
+    engine.close()
+    engine.program.stop()
+    try:
+        os.kill(worker, signal.SIGTERM)
+        assert os.getsid(worker) == worker
+        status = Path(f"/proc/{worker}/status").read_text()
+        ignored = int(re.search(r"SigIgn:\s*(\w+)", status)[1], 16)
+        assert ignored & 1 << signal.SIGTERM - 1
+    finally:
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_what_came_in_is_kept_byte_for_byte(fakes: Farm) -> None:
