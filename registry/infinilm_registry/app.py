@@ -17,7 +17,7 @@ from infinilm_registry.entry import LeaseTerms
 from infinilm_registry.errors import RegistryError
 from infinilm_registry.handlers import HEARTBEAT_ROUTE, Handlers, json_response
 from infinilm_registry.loops import clean_up, let_time_pass
-from infinilm_registry.membership import Membership
+from infinilm_registry.membership import LocalMembership, Membership
 from infinilm_registry.probes import Prober, ProbeSettings
 from infinilm_registry.store import MemoryStore, SqliteStore, Store, StoreUnusableError
 from infinilm_registry.table import ServiceTable
@@ -49,12 +49,10 @@ async def serve(config: RegistryConfig) -> None:
     _raise_descriptor_limit()
     watch = Watch()
     table = ServiceTable(LeaseTerms(config.heartbeat_timeout, config.removal_timeout), watch)
-    members, store = await _open_membership(config, table)
+    members = await _open_membership(config, table)
     probes = ProbeSettings(config.health_interval, config.health_timeout, config.allowed_networks)
     prober = Prober(table, probes)
-    handlers = Handlers(
-        table, watch, members, prober, store, config.allowed_networks, config.max_services
-    )
+    handlers = Handlers(table, watch, members, prober, config.allowed_networks, config.max_services)
     runner = _runner(handlers, config)
     try:
         await _listen(runner, config)
@@ -71,28 +69,28 @@ async def serve(config: RegistryConfig) -> None:
     finally:
         await runner.cleanup()
         await prober.close()
-        await members.close_store()
+        await members.release()
     LOG.info("stopped")
 
 
-async def _open_membership(config: RegistryConfig, table: ServiceTable) -> tuple[Membership, Store]:
-    """The membership and its store; a default store that cannot be had is done without."""
+async def _open_membership(config: RegistryConfig, table: ServiceTable) -> Membership:
+    """The membership; a default store that cannot be had is done without."""
     store: Store = MemoryStore()
     if config.store != "memory":
         store = SqliteStore(Path(config.store))
-    members = Membership(table, store)
+    members = LocalMembership(table, store)
     try:
         await members.load(config.allowed_networks)
     except StoreUnusableError as error:
-        await members.close_store()
+        await members.release()
         if config.store_chosen:
             raise StartError(f"{error}; name another one with --store, or --store memory") from None
         store = MemoryStore(f"nothing is kept over a restart: {error}")
-        members = Membership(table, store)
-    if store.degraded_reason:
-        LOG.warning("store degraded reason=%r", store.degraded_reason)
+        members = LocalMembership(table, store)
+    if members.degraded_reason:
+        LOG.warning("store degraded reason=%r", members.degraded_reason)
     LOG.info("store opened store=%s services=%d", config.store, len(table))
-    return members, store
+    return members
 
 
 def _runner(handlers: Handlers, config: RegistryConfig) -> web.AppRunner:

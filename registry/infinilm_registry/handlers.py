@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from infinilm_registry import membership
+from infinilm_registry import commands
 from infinilm_registry.addresses import Networks
 from infinilm_registry.entry import Entry, Liveness, ProbeResult
 from infinilm_registry.errors import (
@@ -22,7 +22,6 @@ from infinilm_registry.listing import ListCache, ListQuery
 from infinilm_registry.membership import Membership
 from infinilm_registry.probes import Prober, resolved_host_fault
 from infinilm_registry.service import Service
-from infinilm_registry.store import Store
 from infinilm_registry.table import ServiceTable
 from infinilm_registry.timestamps import now_text
 from infinilm_registry.validation import (
@@ -55,7 +54,6 @@ class Handlers:
     watch: Watch
     members: Membership
     prober: Prober
-    store: Store
     allowed: Networks
     most_services: int
     started: float = field(default_factory=time.monotonic)
@@ -78,7 +76,7 @@ class Handlers:
     async def health(self, _: web.Request) -> web.Response:
         """The registry's own health."""
         entries = self.table.entries()
-        reason = self.store.degraded_reason
+        reason = self.members.degraded_reason
         return json_response(
             {
                 "status": "healthy",
@@ -133,7 +131,7 @@ class Handlers:
         """Add a service or replace the one of its name."""
         service = parse_registration(await _body(request), self.allowed)
         await self._check_resolved(service)
-        service = await self.members.submit(membership.register(service, self.most_services))
+        service = await self.members.submit(commands.register(service, self.most_services))
         message = f"Service '{service.name}' registered successfully"
         return json_response({"message": message, **self._answer(service)}, status=201)
 
@@ -148,7 +146,7 @@ class Handlers:
         if "host" in changes or "url" in changes:
             present = self._entry(request).service
             await self._check_resolved(updated(present, changes, self.allowed))
-        command = membership.update(name, changes, sender.instance_id, self.allowed)
+        command = commands.update(name, changes, sender.instance_id, self.allowed)
         service = await self.members.submit(command)
         message = f"Service '{name}' updated successfully"
         return json_response({"message": message, **self._answer(service)})
@@ -157,7 +155,7 @@ class Handlers:
         """Take a service out."""
         sender = _sender(request, await _body(request, optional=True))
         name = request.match_info["name"]
-        await self.members.submit(membership.remove(name, sender.instance_id))
+        await self.members.submit(commands.remove(name, sender.instance_id))
         return json_response({"message": f"Service '{name}' unregistered successfully"})
 
     async def probe(self, request: web.Request) -> web.Response:
@@ -179,17 +177,25 @@ class Handlers:
         """Renew the lease; the answer says how often to come again."""
         sender = _sender(request, await _body(request, optional=True))
         name = request.match_info["name"]
-        entry = self.table.find(name)
-        if entry is None:
-            raise NotRegisteredError(name, re_register=True)
-        membership.check_instance(entry.service, sender.instance_id)
+        entry = await self._sending_entry(name, sender.instance_id)
         self.table.renew(name)
         if sender.status not in (None, entry.service.status):
             change = {"status": sender.status}
-            await self.members.submit(membership.update(name, change, sender.instance_id))
+            await self.members.submit(commands.update(name, change, sender.instance_id))
         answer = {"message": "Heartbeat received", "timestamp": now_text()}
-        degraded = {"degraded": True} if self.store.degraded_reason else {}
+        degraded = {"degraded": True} if self.members.degraded_reason else {}
         return json_response({**answer, **self._terms(entry.service), **degraded})
+
+    async def _sending_entry(self, name: str, instance_id: str | None) -> Entry:
+        """The entry that a heartbeat is for; refused only by the latest word on it."""
+        entry = self.table.find(name)
+        if entry is None or instance_id not in (None, entry.service.instance_id):
+            await self.members.confirm(name)
+            entry = self.table.find(name)
+        if entry is None:
+            raise NotRegisteredError(name, re_register=True)
+        commands.check_instance(entry.service, instance_id)
+        return entry
 
     def _entry(self, request: web.Request) -> Entry:
         name = request.match_info["name"]

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from infinilm_registry.errors import RegistryError
-from infinilm_registry.membership import Membership, remove_silent
+from infinilm_registry.membership import Membership
 from infinilm_registry.table import ServiceTable
 
 LOG = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ async def clean_up(
     """Remove every `interval` seconds what has been silent for too long."""
     while not await stopped_within(stop, interval):
         silent = table.removable()
-        submitted = (members.submit(remove_silent(service, table)) for service in silent)
+        submitted = (members.remove_silent(service) for service in silent)
         for outcome in await asyncio.gather(*submitted, return_exceptions=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, RegistryError):
                 raise outcome  # refusals and a failing store: the next round tries again

@@ -10,126 +10,58 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from infinilm_registry.addresses import Networks
-from infinilm_registry.errors import (
-    InstanceMismatchError,
-    NotRegisteredError,
-    RegistryError,
-    RegistryFullError,
-    StoreError,
-)
+from infinilm_registry.commands import Command, Draft, remove_silent
+from infinilm_registry.errors import RegistryError, StoreError
 from infinilm_registry.service import Service
 from infinilm_registry.store import Store
 from infinilm_registry.table import ServiceTable
-from infinilm_registry.validation import address_faults, updated
+from infinilm_registry.validation import address_faults
 
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 _MOST_COMMANDS_AT_ONCE = 1_000
 
 
-class Draft:
-    """The membership as it will be when the commands tried so far are on disk."""
+class Membership(Protocol):
+    """Who changes the membership, wherever it is kept; what is stored stands in the table."""
 
-    def __init__(self, table: ServiceTable) -> None:
-        self.changes: dict[str, Service | None] = {}
-        self._table = table
-        self._size = len(table)
+    @property
+    def degraded_reason(self) -> str | None:
+        """What is wrong with where it is kept, for people; None if nothing."""
 
-    def __len__(self) -> int:
-        return self._size
-
-    def find(self, name: str) -> Service | None:
-        """The service of that name, if any."""
-        if name in self.changes:
-            return self.changes[name]
-        entry = self._table.find(name)
-        return entry.service if entry else None
-
-    def owned(self, name: str, instance_id: str | None) -> Service:
-        """The service of that name.
+    async def submit(self, command: Command) -> Service:
+        """Run `command`; returns when its change is stored and visible.
 
         Raises:
-            NotRegisteredError: there is none.
-            InstanceMismatchError: `instance_id` is given and is not the one registered.
+            RegistryError: refused, or (StoreError) not stored.
         """
-        service = self.find(name)
-        if service is None:
-            raise NotRegisteredError(name)
-        check_instance(service, instance_id)
-        return service
 
-    def put(self, service: Service) -> None:
-        """Add or replace."""
-        self._size += self.find(service.name) is None
-        self.changes[service.name] = service
+    async def confirm(self, name: str) -> None:
+        """Before a sender is refused: have the table say of `name` what is stored now.
 
-    def remove(self, name: str) -> None:
-        """Take out."""
-        self._size -= self.find(name) is not None
-        self.changes[name] = None
+        Raises:
+            StoreError: that cannot be known.
+        """
 
+    async def remove_silent(self, service: Service) -> None:
+        """Take `service` out, if it is still the registered one and still silent.
 
-Command = Callable[[Draft], Service]
+        Raises:
+            RegistryError: it is not, or (StoreError) it could not be.
+        """
 
+    async def run(self) -> None:
+        """Work until `close`."""
 
-def check_instance(service: Service, instance_id: str | None) -> None:
-    """InstanceMismatchError if `instance_id` is given and is not the one that `service` has."""
-    if instance_id is not None and instance_id != service.instance_id:
-        raise InstanceMismatchError(service.name, service.generation)
+    def close(self) -> None:
+        """Let `run` finish what it has begun and end."""
 
-
-def register(service: Service, most_services: int) -> Command:
-    """Add `service`, or let it take over its name as the next generation."""
-
-    def command(draft: Draft) -> Service:
-        old = draft.find(service.name)
-        if old is None and len(draft) >= most_services:
-            raise RegistryFullError(f"The registry is full: it holds {most_services} services", 60)
-        new = replace(service, generation=old.generation + 1 if old else 1)
-        draft.put(new)
-        return new
-
-    return command
-
-
-def update(
-    name: str, changes: Mapping[str, Any], instance_id: str | None, allowed: Networks = ()
-) -> Command:
-    """Change the given fields of `name`."""
-
-    def command(draft: Draft) -> Service:
-        new = updated(draft.owned(name, instance_id), changes, allowed)
-        draft.put(new)
-        return new
-
-    return command
-
-
-def remove(name: str, instance_id: str | None) -> Command:
-    """Take `name` out."""
-
-    def command(draft: Draft) -> Service:
-        service = draft.owned(name, instance_id)
-        draft.remove(name)
-        return service
-
-    return command
-
-
-def remove_silent(service: Service, table: ServiceTable) -> Command:
-    """Take `service` out, if it is still the registered one and still silent."""
-
-    def command(draft: Draft) -> Service:
-        if draft.find(service.name) is not service or not table.is_silent(service):
-            raise NotRegisteredError(service.name)
-        draft.remove(service.name)
-        return service
-
-    return command
+    async def release(self) -> None:
+        """Let go of where the membership is kept, after `run` has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +70,7 @@ class _Order:
     done: asyncio.Future[Service]
 
 
-class Membership:
+class LocalMembership:
     """Runs commands one after the other; `store` is only ever touched on its own thread."""
 
     def __init__(self, table: ServiceTable, store: Store) -> None:
@@ -146,6 +78,11 @@ class Membership:
         self._store = store
         self._orders: asyncio.Queue[_Order | None] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    @property
+    def degraded_reason(self) -> str | None:
+        """What is wrong with the store."""
+        return self._store.degraded_reason
 
     async def load(self, allowed: Networks) -> None:
         """Open the store and take over what it holds; every lease starts anew (R28).
@@ -173,6 +110,13 @@ class Membership:
         self._orders.put_nowait(order)
         return await order.done
 
+    async def confirm(self, name: str) -> None:
+        """Nothing to do: nobody else writes the store."""
+
+    async def remove_silent(self, service: Service) -> None:
+        """Take `service` out, if it is still the registered one and still silent."""
+        await self.submit(remove_silent(service, self._table.is_silent))
+
     async def run(self) -> None:
         """Work until `close`."""
         while batch := await self._next_batch():
@@ -182,7 +126,7 @@ class Membership:
         """Let `run` finish what is queued and end."""
         self._orders.put_nowait(None)
 
-    async def close_store(self) -> None:
+    async def release(self) -> None:
         """Close the store, after `run` has ended."""
         await self._on_thread(self._store.close)
         self._thread.shutdown()
@@ -200,7 +144,7 @@ class Membership:
         return batch
 
     async def _execute(self, batch: list[_Order]) -> None:
-        draft = Draft(self._table)
+        draft = Draft(self._registered, len(self._table))
         accepted = [(order, service) for order in batch if (service := _try(order, draft))]
         try:
             if draft.changes:
@@ -215,6 +159,10 @@ class Membership:
         for order, service in accepted:
             if not order.done.done():
                 order.done.set_result(service)
+
+    def _registered(self, name: str) -> Service | None:
+        entry = self._table.find(name)
+        return entry.service if entry else None
 
     async def _on_thread(self, call: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

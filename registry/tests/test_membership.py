@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from infinilm_registry import membership
+from infinilm_registry import commands
 from infinilm_registry.app import StartError, _open_membership
 from infinilm_registry.config import RegistryConfig
 from infinilm_registry.entry import LeaseTerms
@@ -14,7 +14,7 @@ from infinilm_registry.errors import (
     RegistryFullError,
     StoreError,
 )
-from infinilm_registry.membership import Membership
+from infinilm_registry.membership import LocalMembership
 from infinilm_registry.service import Service
 from infinilm_registry.store import MemoryStore, SqliteStore
 from infinilm_registry.table import ServiceTable
@@ -41,7 +41,7 @@ class World:
     def __init__(self) -> None:
         self.store = RecordingStore()
         self.table = ServiceTable(LeaseTerms(), Watch(0))
-        self.members = Membership(self.table, self.store)
+        self.members = LocalMembership(self.table, self.store)
 
     def names(self) -> list[str]:
         return [entry.service.name for entry in self.table.entries()]
@@ -57,7 +57,7 @@ def play(scenario: Callable[[World], Awaitable[None]]) -> World:
         finally:
             world.members.close()
             await writer
-            await world.members.close_store()
+            await world.members.release()
         return world
 
     return asyncio.run(run())
@@ -65,8 +65,8 @@ def play(scenario: Callable[[World], Awaitable[None]]) -> World:
 
 def test_commands_that_gather_are_one_transaction(service: MakeService) -> None:
     async def scenario(world: World) -> None:
-        commands = [membership.register(service(f"e{n}"), 1000) for n in range(500)]
-        await asyncio.gather(*map(world.members.submit, commands))
+        batch = [commands.register(service(f"e{n}"), 1000) for n in range(500)]
+        await asyncio.gather(*map(world.members.submit, batch))
 
     world = play(scenario)
     assert len(world.names()) == 500
@@ -76,13 +76,13 @@ def test_commands_that_gather_are_one_transaction(service: MakeService) -> None:
 def test_a_late_removal_by_the_old_instance_meets_its_successor(service: MakeService) -> None:
     async def scenario(world: World) -> None:
         submit = world.members.submit
-        first = await submit(membership.register(service(instance_id="old"), 10))
+        first = await submit(commands.register(service(instance_id="old"), 10))
         # All in one batch: the removal is checked against what the batch has made so far.
         second, removal, change, heartbeat = await asyncio.gather(
-            submit(membership.register(service(instance_id="new"), 10)),
-            submit(membership.remove("engine", "old")),
-            submit(membership.update("engine", {"weight": 5}, "old")),
-            submit(membership.update("engine", {"status": "running"}, "new")),
+            submit(commands.register(service(instance_id="new"), 10)),
+            submit(commands.remove("engine", "old")),
+            submit(commands.update("engine", {"weight": 5}, "old")),
+            submit(commands.update("engine", {"status": "running"}, "new")),
             return_exceptions=True,
         )
         assert (first.generation, getattr(second, "generation", None)) == (1, 2)
@@ -98,10 +98,10 @@ def test_a_late_removal_by_the_old_instance_meets_its_successor(service: MakeSer
 
 def test_without_an_instance_id_everybody_may_remove(service: MakeService) -> None:
     async def scenario(world: World) -> None:
-        await world.members.submit(membership.register(service(instance_id="x"), 10))
-        await world.members.submit(membership.remove("engine", None))
+        await world.members.submit(commands.register(service(instance_id="x"), 10))
+        await world.members.submit(commands.remove("engine", None))
         with pytest.raises(NotRegisteredError):
-            await world.members.submit(membership.remove("engine", None))
+            await world.members.submit(commands.remove("engine", None))
 
     assert play(scenario).names() == []
 
@@ -110,10 +110,10 @@ def test_a_full_registry_still_takes_updates_and_replacements(service: MakeServi
     async def scenario(world: World) -> None:
         submit = world.members.submit
         answers = await asyncio.gather(
-            *(submit(membership.register(service(f"e{n}"), 3)) for n in range(5)),
-            submit(membership.register(service("e0", weight=9), 3)),
-            submit(membership.remove("e1", None)),
-            submit(membership.register(service("e9"), 3)),
+            *(submit(commands.register(service(f"e{n}"), 3)) for n in range(5)),
+            submit(commands.register(service("e0", weight=9), 3)),
+            submit(commands.remove("e1", None)),
+            submit(commands.register(service("e9"), 3)),
             return_exceptions=True,
         )
         refused = [isinstance(answer, RegistryFullError) for answer in answers]
@@ -125,13 +125,13 @@ def test_a_full_registry_still_takes_updates_and_replacements(service: MakeServi
 def test_what_the_store_refuses_is_not_acknowledged_and_not_visible(service: MakeService) -> None:
     async def scenario(world: World) -> None:
         submit = world.members.submit
-        await submit(membership.register(service("kept"), 10))
+        await submit(commands.register(service("kept"), 10))
         revision = world.table._watch.revision
         world.store.broken = True
         answers = await asyncio.gather(
-            submit(membership.register(service("refused"), 10)),
-            submit(membership.remove("kept", None)),
-            submit(membership.remove("unknown", None)),
+            submit(commands.register(service("refused"), 10)),
+            submit(commands.remove("kept", None)),
+            submit(commands.remove("unknown", None)),
             return_exceptions=True,
         )
         refused, kept, unknown = answers
@@ -140,26 +140,26 @@ def test_what_the_store_refuses_is_not_acknowledged_and_not_visible(service: Mak
         assert isinstance(unknown, NotRegisteredError)
         assert world.table._watch.revision == revision
         world.store.broken = False
-        await submit(membership.register(service("taken"), 10))
+        await submit(commands.register(service("taken"), 10))
 
     assert play(scenario).names() == ["kept", "taken"]
 
 
 def test_a_sender_that_leaves_does_not_stop_the_others(service: MakeService) -> None:
     async def scenario(world: World) -> None:
-        gone = asyncio.create_task(world.members.submit(membership.register(service("gone"), 10)))
+        gone = asyncio.create_task(world.members.submit(commands.register(service("gone"), 10)))
         await asyncio.sleep(0)
         gone.cancel()
-        await world.members.submit(membership.register(service("here"), 10))
+        await world.members.submit(commands.register(service("here"), 10))
 
     assert play(scenario).names() == ["gone", "here"]
 
 
 def test_clean_up_spares_who_has_spoken_meanwhile(service: MakeService) -> None:
     async def scenario(world: World) -> None:
-        registered = await world.members.submit(membership.register(service(), 10))
+        registered = await world.members.submit(commands.register(service(), 10))
         with pytest.raises(NotRegisteredError):
-            await world.members.submit(membership.remove_silent(registered, world.table))
+            await world.members.remove_silent(registered)
 
     assert play(scenario).names() == ["engine"]
 
@@ -171,9 +171,9 @@ def test_a_default_store_in_use_is_done_without_and_said(tmp_path: Path) -> None
 
     async def scenario(*, chosen: bool) -> str | None:
         config = RegistryConfig(store=str(path), store_chosen=chosen)
-        members, store = await _open_membership(config, ServiceTable(LeaseTerms(), Watch(0)))
-        await members.close_store()
-        return store.degraded_reason
+        members = await _open_membership(config, ServiceTable(LeaseTerms(), Watch(0)))
+        await members.release()
+        return members.degraded_reason
 
     reason = asyncio.run(scenario(chosen=False))
     assert reason is not None
