@@ -1,6 +1,7 @@
 """The HTTP calls of the contract (§3), one small function each."""
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -16,9 +17,10 @@ from infinilm_registry.errors import (
     EncodedBodyError,
     InvalidRequestError,
     NotRegisteredError,
+    StoreError,
 )
 from infinilm_registry.heartbeats import THRESHOLD
-from infinilm_registry.listing import ListCache, ListQuery
+from infinilm_registry.listing import ListCache, ListQuery, store_marks
 from infinilm_registry.membership import Membership
 from infinilm_registry.probes import Prober, resolved_host_fault
 from infinilm_registry.service import Service
@@ -77,14 +79,16 @@ class Handlers:
         """The registry's own health."""
         entries = self.table.entries()
         reason = self.members.degraded_reason
+        stale = sum(entry.liveness is Liveness.STALE for entry in entries)
         return json_response(
             {
                 "status": "healthy",
                 "registry": "running",
                 "registered_services": len(entries),
                 "healthy_services": sum(entry.is_healthy for entry in entries),
+                "stale_services": stale,
                 "timestamp": now_text(),
-                "degraded": reason is not None,
+                **store_marks(self.members),
                 **({"degraded_reason": reason} if reason else {}),
             }
         )
@@ -104,6 +108,7 @@ class Handlers:
                 "timestamp": now_text(),
                 "revision": self.watch.revision,
                 "watchers": self.watch.waiting,
+                **store_marks(self.members),
                 "self_preservation": {
                     "active": survey.preserving,
                     "heartbeat_share": round(survey.share, 4),
@@ -120,7 +125,7 @@ class Handlers:
         self.table.refresh()
         if query.since is not None and not await self.watch.changed_since(query.since, query.wait):
             return web.Response(status=304, headers=self._revision_headers())
-        text = self._lists.text(query, self.table, self.watch)
+        text = self._lists.text(query, self.table, self.watch, self.members)
         return web.json_response(text=text, headers=self._revision_headers())
 
     def _revision_headers(self) -> dict[str, str]:
@@ -137,7 +142,8 @@ class Handlers:
 
     async def show(self, request: web.Request) -> web.Response:
         """One service."""
-        return json_response(self._entry(request).as_json())
+        shown = self._entry(request).as_json()
+        return json_response({**shown, "stale": shown["stale"] or self.members.down})
 
     async def update(self, request: web.Request) -> web.Response:
         """Change fields; renews the lease."""
@@ -181,7 +187,8 @@ class Handlers:
         self.table.renew(name)
         if sender.status not in (None, entry.service.status):
             change = {"status": sender.status}
-            await self.members.submit(commands.update(name, change, sender.instance_id))
+            with contextlib.suppress(StoreError):  # the next heartbeat brings it again
+                await self.members.submit(commands.update(name, change, sender.instance_id))
         answer = {"message": "Heartbeat received", "timestamp": now_text()}
         degraded = {"degraded": True} if self.members.degraded_reason else {}
         return json_response({**answer, **self._terms(entry.service), **degraded})

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from infinilm_registry.entry import Entry
 from infinilm_registry.errors import Fault, InvalidRequestError
+from infinilm_registry.membership import Membership
 from infinilm_registry.table import ServiceTable
 from infinilm_registry.timestamps import now_text
 from infinilm_registry.watch import Watch
@@ -64,19 +65,27 @@ def _known_revision(request: web.Request) -> int | None:
     return None
 
 
+def store_marks(members: Membership) -> dict[str, bool]:
+    """What every answer from memory says of the store behind it.
+
+    `degraded`: something is wrong with it. `stale`: it is down, so this may not be the last word.
+    """
+    return {"degraded": members.degraded_reason is not None, "stale": members.down}
+
+
 @dataclass(slots=True)
 class ListCache:
     """Rendered lists of the table's present version: a thousand woken watchers share one."""
 
     _version: int = -1
     _rendered_at: float = 0.0
-    _texts: dict[tuple[str | None, bool | None], str] = field(default_factory=dict)
+    _texts: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def text(self, query: ListQuery, table: ServiceTable, watch: Watch) -> str:
+    def text(self, query: ListQuery, table: ServiceTable, watch: Watch, members: Membership) -> str:
         """The answer's JSON."""
-        entries = table.entries()
+        entries, marks = table.entries(), store_marks(members)
         self._drop_outdated(table.version)
-        key = (query.status, query.healthy)
+        key = (query.status, query.healthy, *marks.values())
         if key not in self._texts:
             services = [entry.as_json() for entry in entries if query.takes(entry)]
             body = {
@@ -84,6 +93,7 @@ class ListCache:
                 "total": len(services),
                 "revision": watch.revision,
                 "timestamp": now_text(),
+                **marks,
             }
             self._texts[key] = json.dumps(body, separators=(",", ":"))
         return self._texts[key]

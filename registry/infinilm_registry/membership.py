@@ -24,6 +24,7 @@ from infinilm_registry.validation import address_faults
 LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 _MOST_COMMANDS_AT_ONCE = 1_000
+_MEND_SECONDS = 2.0
 
 
 class Membership(Protocol):
@@ -32,6 +33,10 @@ class Membership(Protocol):
     @property
     def degraded_reason(self) -> str | None:
         """What is wrong with where it is kept, for people; None if nothing."""
+
+    @property
+    def down(self) -> bool:
+        """Whether changes cannot be stored now: the table may not be the last word."""
 
     async def submit(self, command: Command) -> Service:
         """Run `command`; returns when its change is stored and visible.
@@ -84,6 +89,11 @@ class LocalMembership:
         """What is wrong with the store."""
         return self._store.degraded_reason
 
+    @property
+    def down(self) -> bool:
+        """Whether the last attempt to write failed."""
+        return self._store.down
+
     async def load(self, allowed: Networks) -> None:
         """Open the store and take over what it holds; every lease starts anew (R28).
 
@@ -119,8 +129,20 @@ class LocalMembership:
 
     async def run(self) -> None:
         """Work until `close`."""
-        while batch := await self._next_batch():
-            await self._execute(batch)
+        async with asyncio.TaskGroup() as group:
+            mending = group.create_task(self._mend_store())
+            while batch := await self._next_batch():
+                await self._execute(batch)
+            mending.cancel()
+
+    async def _mend_store(self) -> None:
+        """Notice that a full or broken disk works again, also while nobody changes anything."""
+        while True:
+            await asyncio.sleep(_MEND_SECONDS)
+            if self._store.down:
+                with contextlib.suppress(StoreError):
+                    await self._on_thread(self._store.write, {})
+                    LOG.info("store works again")
 
     def close(self) -> None:
         """Let `run` finish what is queued and end."""

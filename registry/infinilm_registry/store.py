@@ -45,6 +45,10 @@ class Store(Protocol):
     def degraded_reason(self) -> str | None:
         """What is wrong with it, for people; None if nothing."""
 
+    @property
+    def down(self) -> bool:
+        """Whether changes cannot be kept now: reads come from memory alone, and may be stale."""
+
     def open(self) -> list[Service]:
         """What was acknowledged before."""
 
@@ -57,6 +61,8 @@ class Store(Protocol):
 
 class MemoryStore:
     """No disk: a restart forgets."""
+
+    down = False
 
     def __init__(self, degraded_reason: str | None = None) -> None:
         self.degraded_reason = degraded_reason
@@ -102,6 +108,11 @@ class SqliteStore:
         """A file kept aside (until the next start), a failing disk (until it works again)."""
         return "; ".join(filter(None, (self._damage, self._failure))) or None
 
+    @property
+    def down(self) -> bool:
+        """The last attempt to write failed; the next one that works ends that."""
+        return self._failure is not None
+
     def open(self) -> list[Service]:
         """Everything acknowledged that the file holds; never fails for what is in it.
 
@@ -122,7 +133,7 @@ class SqliteStore:
         return list(self._acknowledged.values())
 
     def write(self, changes: Mapping[str, Service | None]) -> None:
-        """One transaction, synced.
+        """One transaction, synced. Without changes it makes good what failed before.
 
         Raises:
             StoreError: the disk is full or broken; nothing of it is remembered.

@@ -190,15 +190,39 @@ def test_r27_a_full_disk_refuses_writes_until_there_is_room_again(
     assert int(refused.headers["Retry-After"]) >= 1
     assert "cannot store" in refused.json()["error"]
     assert registry.call("DELETE", "/services/before").status_code == 503
-    beat = registry.call("POST", "/services/before/heartbeat")
-    assert (beat.status_code, beat.json()["degraded"]) == (200, True)
-    assert registry.names() == {"before"}
-    assert registry.get("/health")["degraded"] is True
+    assert marks(registry) == {(True, True)}
+    assert registry.get("/services/before")["stale"] is True
+    assert registry.names() == registry.names("?healthy=true") == {"before"}
     limit_files(registry.program.pid, "unlimited")
     assert registry.register(body("after")).status_code == 201
-    assert registry.get("/health")["degraded"] is False
+    assert marks(registry) == {(False, False)}
+    assert registry.get("/services/before")["stale"] is False
     registry.program.kill()
     assert start("--store", store).names() == {"before", "after"}
+
+
+def marks(registry: Any) -> set[tuple[bool, bool]]:
+    """The marks `degraded` and `stale` of every answer that has them."""
+    answers = [registry.get(path) for path in ("/services", "/health", "/stats")]
+    return {(answer["degraded"], answer["stale"]) for answer in answers}
+
+
+def test_r27_heartbeats_are_taken_while_the_store_is_down_and_say_so(
+    start: Start, body: Body, tmp_path: Path
+) -> None:
+    registry = start("--store", tmp_path / "r.sqlite3")
+    registry.register(body())
+    limit_files(registry.program.pid, "1000")
+    assert registry.call("PUT", "/services/engine", json={"weight": 2}).status_code == 503
+    for status in ("running", "draining"):
+        beat = registry.call("POST", "/services/engine/heartbeat", json={"status": status})
+        assert (beat.status_code, beat.json()["degraded"]) == (200, True)
+    assert registry.get("/services/engine")["status"] == "running", "it could not be kept"
+    limit_files(registry.program.pid, "unlimited")
+    wait_until(lambda: marks(registry) == {(False, False)}, what="notices by itself")
+    beat = registry.call("POST", "/services/engine/heartbeat", json={"status": "draining"})
+    assert "degraded" not in beat.json()
+    assert registry.get("/services/engine")["status"] == "draining"
 
 
 def limit_files(pid: int, size: str) -> None:
@@ -240,7 +264,6 @@ def failing_sync(tmp_path: Path) -> Iterator[Callable[[int], Any]]:
             tracer.wait(10)
 
 
-@pytest.mark.slow
 def test_r27_a_write_whose_sync_fails_is_not_acknowledged(
     start: Start, body: Body, tmp_path: Path, failing_sync: Callable[[int], Any]
 ) -> None:
