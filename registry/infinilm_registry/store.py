@@ -29,6 +29,7 @@ _SCHEMA = """
 _UPSERT = "INSERT OR REPLACE INTO services (name, record, checksum) VALUES (?, ?, ?)"
 _COMPANIONS = ("", "-wal", "-shm")
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_DAMAGE_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _LOCK_WAIT_SECONDS = 1.0
 
 Connect = Callable[[Path], sqlite3.Connection]
@@ -82,6 +83,8 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection whose commits are on disk when they return."""
     connection = sqlite3.connect(path, timeout=1.0, isolation_level=None)
     try:
+        # Nobody else uses the file, and without shared memory a full disk can still be read.
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
     except sqlite3.Error:
@@ -219,9 +222,10 @@ def _inspect(path: Path, connect: Connect) -> _Found:
         with contextlib.closing(connect(path)) as connection:
             return _examine(connection)
     except sqlite3.Error as error:
-        if _is_busy(error):
+        if _is_one_of(error, _BUSY_CODES):
             raise StoreUnusableError(f"the store {path} is locked by another program") from None
-        return _Found(_salvage(path), f"is damaged ({error})")
+        word = "is damaged" if _is_one_of(error, _DAMAGE_CODES) else "cannot be used"
+        return _Found(_salvage(path), f"{word} ({error})")
 
 
 def _examine(connection: sqlite3.Connection) -> _Found:
@@ -242,24 +246,29 @@ def _write_problem(connection: sqlite3.Connection) -> str | None:
         connection.execute(f"PRAGMA user_version = {_VERSION}")
         connection.execute("ROLLBACK")
     except sqlite3.Error as error:
-        if _is_busy(error):
+        if _is_one_of(error, _BUSY_CODES):
             raise
         return f"cannot be written ({error})"
     return None
 
 
-def _is_busy(error: sqlite3.Error) -> bool:
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _BUSY_CODES
+def _is_one_of(error: sqlite3.Error, codes: set[int]) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
 
 
 def _salvage(path: Path) -> list[Service]:
-    services: list[Service] = []
-    with contextlib.suppress(sqlite3.Error):
-        address = f"file:{quote(str(path))}?mode=ro&immutable=1"
-        with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
-            for service in _intact(connection):
-                services.append(service)  # noqa: PERF402 - keeps what came before an error
-    return services
+    """What can be read, with the log if there is one: the last changes stand only there."""
+    services: dict[str, Service] = {}
+    for mode in ("ro", "ro&immutable=1") if Path(f"{path}-wal").exists() else ("ro&immutable=1",):
+        try:
+            address = f"file:{quote(str(path))}?mode={mode}"
+            with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
+                for service in _intact(connection):
+                    services.setdefault(service.name, service)  # keeps what came before an error
+            break
+        except sqlite3.Error:
+            continue
+    return list(services.values())
 
 
 def _intact(connection: sqlite3.Connection) -> Iterator[Service]:

@@ -1,7 +1,8 @@
 """What the registry's tests share: started registries, registrations, a clock that tests move."""
 
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import requests
 
 from infinilm_registry.service import Service
-from rig.processes import Program, Programs, programs
+from rig.processes import ROOT, Program, Programs, programs
 
 SCRIPT = "registry/service_registry.py"
 
@@ -39,12 +40,18 @@ class Registry:
         return self.call("POST", "/services", json=body)
 
 
-def launch(run: Programs, *flags: str | Path, env: dict[str, str] | None = None) -> Registry:
+def launch(
+    run: Programs,
+    *flags: str | Path,
+    env: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> Registry:
     """Start a registry on a free port of loopback; without a `--store` it keeps nothing."""
     store = () if "--store" in flags else ("--store", "memory")
-    program = run.python(
-        SCRIPT,
-        *("--host", "127.0.0.1", "--port", "0", *store, *flags),
+    address = () if "--host" in flags else ("--host", "127.0.0.1")
+    program = run.start(
+        *(*prefix, sys.executable, ROOT / SCRIPT),
+        *(*address, "--port", "0", *store, *flags),
         env={"INFINILM_REGISTRY_TOKEN": "", **(env or {})},
     )
     return Registry(program, program.wait_listening())
@@ -52,11 +59,11 @@ def launch(run: Programs, *flags: str | Path, env: dict[str, str] | None = None)
 
 @pytest.fixture
 def start(run: Programs) -> Iterator[Callable[..., Registry]]:
-    """`start(*flags, env=...)` gives a running Registry."""
+    """`start(*flags, env=..., prefix=...)` gives a running Registry; `prefix` is what starts it."""
     started: list[Registry] = []
 
-    def begin(*flags: str | Path, env: dict[str, str] | None = None) -> Registry:
-        started.append(launch(run, *flags, env=env))
+    def begin(*flags: str | Path, **options: Any) -> Registry:
+        started.append(launch(run, *flags, **options))
         return started[-1]
 
     yield begin

@@ -3,7 +3,6 @@
 import os
 import random
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from rig.processes import ROOT, wait_until
+from rig.processes import wait_until
 
 Body = Callable[..., dict[str, Any]]
 Start = Callable[..., Any]
@@ -106,7 +105,9 @@ def wait_for_changes(senders: list[Sender], count: int) -> None:
 def test_r27_acknowledged_changes_survive_8_kills_at_random_moments(
     start: Start, body: Body, tmp_path: Path
 ) -> None:
-    assert torture(start, tmp_path / "r.sqlite3", body, kills=8, changes=200) >= 200
+    checked = torture(start, tmp_path / "r.sqlite3", body, kills=8, changes=200)
+    assert checked >= 200
+    print(f"R27: {checked} acknowledged changes, 8 kills, 0 lost")
 
 
 @pytest.mark.slow
@@ -114,7 +115,9 @@ def test_r27_acknowledged_changes_survive_8_kills_at_random_moments(
 def test_r27_acknowledged_changes_survive_50_kills_at_random_moments(
     start: Start, body: Body, tmp_path: Path
 ) -> None:
-    assert torture(start, tmp_path / "r.sqlite3", body, kills=50, changes=2_000) >= 2_000
+    checked = torture(start, tmp_path / "r.sqlite3", body, kills=50, changes=2_000)
+    assert checked >= 2_000
+    print(f"R27: {checked} acknowledged changes, 50 kills, 0 lost")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 1000, b"SQLite format 3\0" + b"\xff" * 5000])
@@ -123,8 +126,10 @@ def test_r27_a_registry_with_a_damaged_store_starts_reports_and_serves(
 ) -> None:
     store = tmp_path / "r.sqlite3"
     store.write_bytes(content)
+    began = time.monotonic()
     registry = start("--store", store)
     health = registry.get("/health")
+    print(f"R27: a store of {content[:6]!r}... : serves after {time.monotonic() - began:.2f} s")
     (aside,) = tmp_path.glob("r.sqlite3.damaged-*")
     assert aside.read_bytes() == content
     assert health["degraded"] is True
@@ -160,22 +165,43 @@ def without_override() -> list[str]:
 
 
 def test_r27_a_read_only_store_is_taken_over_into_a_new_file(
-    start: Start, run: Any, body: Body, tmp_path: Path, without_override: list[str]
+    start: Start, body: Body, tmp_path: Path, without_override: list[str]
 ) -> None:
     store = tmp_path / "r.sqlite3"
     first = start("--store", store)
     first.register(body("kept"))
     first.program.kill()  # what was acknowledged stands in the log only
     store.chmod(0o444)
-    script = ROOT / "registry" / "service_registry.py"
-    flags = ("--host", "127.0.0.1", "--port", "0", "--store", store)
-    program = run.start(*without_override, sys.executable, script, *flags)
-    url = program.wait_listening()
-    names = [one["name"] for one in requests.get(f"{url}/services", timeout=9).json()["services"]]
-    assert names == ["kept"]
-    assert requests.get(f"{url}/health", timeout=9).json()["degraded"] is True
-    assert requests.post(f"{url}/services", json=body("new"), timeout=9).status_code == 201
+    registry = start("--store", store, prefix=without_override)
+    assert registry.names() == {"kept"}
+    assert marks(registry) == {(True, False)}
+    assert registry.register(body("new")).status_code == 201
     assert len(list(tmp_path.glob("r.sqlite3.damaged-*Z"))) == 1
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped", "never there"])
+def test_r27_a_registry_that_starts_on_a_full_disk_has_what_was_kept_and_serves(
+    end: str, start: Start, body: Body, tmp_path: Path
+) -> None:
+    store = tmp_path / "r.sqlite3"
+    kept = {"e0", "e1"} if end != "never there" else set()
+    if kept:
+        first = start("--store", store)
+        assert {first.register(body(name)).status_code for name in kept} == {201}
+        if end == "killed":
+            first.program.kill()
+        else:
+            assert first.program.stop() == 0
+    registry = start("--store", store, prefix=["prlimit", "--fsize=1000:"])
+    assert registry.names() == registry.names("?healthy=true") == kept
+    assert registry.register(body("refused", metadata={"x": "y" * 9000})).status_code == 503
+    assert marks(registry) == {(True, True)}
+    limit_files(registry.program.pid, "unlimited")
+    wait_until(lambda: marks(registry) == {(False, False)}, what="notices by itself")
+    assert registry.register(body("after")).status_code == 201
+    registry.program.kill()
+    assert start("--store", store).names() == {*kept, "after"}
+    assert list(tmp_path.glob("*damaged*")) == [], "a full disk is no damage"
 
 
 def test_r27_a_full_disk_refuses_writes_until_there_is_room_again(
