@@ -8,7 +8,7 @@ import pytest
 
 from rig.processes import Programs, programs
 
-FIGURE = re.compile(r"R\d+ .*")  # what a promise's test measured: "R12 rust: 1.2 attempts"
+FIGURE = re.compile(r"R\d+[ :].*")  # what a promise's test measured: "R12 rust: 1.2 attempts"
 
 
 def pytest_configure() -> None:

@@ -13,7 +13,7 @@ from rig.fake_engine import FakeEngine
 from rig.fake_registry import FakeRegistry, registration
 from rig.farm import Farm
 from rig.processes import Programs
-from rig.routers import Router
+from rig.routers import ONE_POOL, Router
 from runner.cases import Json
 
 PLACEHOLDER = re.compile(r"\$\{([a-z0-9_]+)\.port\}")
@@ -47,9 +47,7 @@ class World:
         if self.setup.get("source") == "registry":
             self.registry = self.farm.registry()
             self.publish(self.setup.get("published", list(self.engines)))
-        flags = self._flags()
-        if self.router_name == "rust":
-            flags = {"threads": 1, **flags}  # one connection pool, so that cases can count
+        flags = {**ONE_POOL[self.router_name], **self._flags()}
         self.router = Router(
             self.run, self.router_name, flags, env=self.fill(self.setup.get("env", {}))
         )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from differential.engine import Engine
 from differential.exchange import Exchange, Outcome, differences, run_exchange
 from rig.processes import ROOT, Program, Programs, free_port
-from rig.routers import flag_list, router_argv
+from rig.routers import ONE_POOL, flag_list, router_argv
 
 T = TypeVar("T")
 
@@ -33,8 +33,6 @@ FLAGS: dict[str, Any] = {
     "sse-ping-interval": LIMIT * 0.6,
     "max-body-bytes": 400_000,
 }
-# One thread, as Python's router has one: their pools of engine connections are then alike.
-OWN_FLAGS: dict[str, dict[str, Any]] = {"python": {}, "rust": {"threads": 1}}
 
 
 def argv_of(router: str) -> list[str]:
@@ -123,7 +121,7 @@ def _words(name: str, engine: Engine, folder: Path) -> list[str]:
     metadata = {"models": ["m", "\u00e9"], "health_url": own}
     entry = {"name": "e", "host": "127.0.0.1", "port": engine.port, "metadata": metadata}
     path.write_text(json.dumps([entry]))
-    return flag_list({**FLAGS, "static-services": path, **OWN_FLAGS[name]})
+    return flag_list({**FLAGS, "static-services": path, **ONE_POOL[name]})
 
 
 async def _healthy(sides: list[Side]) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from differential.pair import OWN_FLAGS, argv_of
+from differential.pair import argv_of
 from rig.fake_registry import registration
 from rig.farm import farm
 from rig.processes import ROOT, Programs, free_port, programs, wait_until
 from rig.raw_client import RawClient, Response, request_bytes
-from rig.routers import Router, flag_list, write_static
+from rig.routers import ONE_POOL, Router, flag_list, write_static
 
 NAMES = ("python", "rust")
 TIMES = {"timestamp", "last_check", "started_at"}
@@ -94,7 +94,7 @@ def _start(run: Programs, name: str, folder: Path, static: list[Any], registry: 
         **FLAGS,
         "static-services": write_static(folder / "static.json", static),
         "registry-url": registry,
-        **OWN_FLAGS[name],
+        **ONE_POOL[name],
     }
     return Router(run, name, flags)
 

@@ -71,6 +71,8 @@ def flag_list(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
+# One thread, as Python's router has one: there is one pool of engine connections to look at.
+ONE_POOL: dict[str, dict[str, Any]] = {"python": {}, "rust": {"threads": 1}}
 FAST = {
     "health-interval": 0.1,
     "health-timeout": 1,
@@ -145,7 +147,7 @@ class StartRouter:
 
     def __init__(self, run: Programs, name: str, folder: Path) -> None:
         self._run = run
-        self._name = name
+        self.name = name
         self._folder = folder
 
     def __call__(
@@ -159,6 +161,6 @@ class StartRouter:
         given: dict[str, Any] = {"state-dir": self._folder, "access-log": "errors"}
         if services:
             given["static-services"] = write_static(self._folder / "static.json", services)
-        router = Router(self._run, self._name, {**given, **(flags or {})}, env)
+        router = Router(self._run, self.name, {**given, **(flags or {})}, env)
         router.wait_healthy(healthy or f"{len(services)}/{len(services)}")
         return router

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
@@ -47,8 +48,13 @@ def test_a_stream_that_an_engine_cuts_ends_in_one_error_event(
     calls = [cut_call(how, number) for number in range(count)]
     outcomes = closed_loop(router.url, calls, 10)
     faults = [cut_faults(out.data, whole=out.whole, chunks=BEFORE) for out in outcomes]
+    slowest = max(seconds_after_fault(fakes, engine, outcomes))
+    print(
+        f"R1 {router.name}: {faults.count([])} of {count} streams cut by {how} ended as promised,"
+        f" at most {slowest * 1e3:.0f} ms after the fault"
+    )
     assert faults == [[]] * count
-    assert max(seconds_after_fault(fakes, engine, outcomes)) <= 1.0
+    assert slowest <= 1.0
     wait_until(lambda: router.in_flight() == 0)
 
 
@@ -65,13 +71,18 @@ def test_streams_of_an_engine_that_is_killed_end_in_one_error_event(
     wait_until(lambda: stalled(engine) == count, what="all streams at the chunk before the fault")
     killed = time.monotonic()
     engine.program.kill()
-    answers = [client.read("POST") for client in clients]
-    assert time.monotonic() - killed <= 1.0 + 0.01 * count
+    answers = [client.read("POST") for client in clients]  # each until its end
+    slowest = time.monotonic() - killed
     for client in clients:
         client.reset()
     engine.close()
     faults = [cut_faults(a.body, whole=a.whole, chunks=BEFORE) for a in answers]
+    print(
+        f"R1 {router.name}: {faults.count([])} of {count} streams cut by kill -9 ended as promised,"
+        f" at most {slowest * 1e3:.0f} ms after it"
+    )
     assert faults == [[]] * count
+    assert slowest <= 1.0
 
 
 def stalled(engine: EngineProcess) -> int:
@@ -105,6 +116,26 @@ def test_the_openai_sdk_raises_on_a_cut_stream(
                 sdk_stream(client, dying(how))
 
 
+@pytest.mark.parametrize("count", COUNTS)
+def test_the_openai_sdk_raises_in_every_stream_of_an_engine_that_is_killed(
+    start: StartRouter, run: Programs, count: int
+) -> None:
+    engine = EngineProcess(run, "e0", ["m"]).wait()
+    router = start([engine.static(metadata={"models": ["m"]})])
+    with (
+        openai.OpenAI(base_url=f"{router.url}/v1", api_key="k", max_retries=0) as client,
+        ThreadPoolExecutor(count) as threads,
+    ):
+        streams = [threads.submit(sdk_stream, client, dying("stall")) for _ in range(count)]
+        wait_until(lambda: stalled(engine) == count, what="all streams to stall")
+        engine.program.kill()
+        raised = [stream.exception(15) for stream in streams]
+    right = [error for error in raised if isinstance(error, openai.APIError)]
+    engine.close()
+    print(f"R1 {router.name}: the SDK raised in {len(right)} of {count} streams at a kill -9")
+    assert len(right) == count, raised
+
+
 def test_the_openai_sdk_raises_on_a_stream_that_is_cut_inside_an_event(
     start: StartRouter, engine: FakeEngine
 ) -> None:
@@ -122,6 +153,8 @@ def test_a_json_answer_that_is_cut_is_never_a_short_200(
 ) -> None:
     router = start(static(engine))
     answers = [cut_json(router, late=number % 2 == 0) for number in range(count)]
+    shorts = [answer for answer in answers if answer.whole and answer.status == 200]
+    print(f"R1 {router.name}: {len(shorts)} of {count} cut JSON answers looked whole")
     assert [answer.whole for answer in answers] == [False] * count
     assert {answer.body for answer in answers} == {b'{"half": '}
 

@@ -11,12 +11,14 @@ from rig.routers import SLOW, StartRouter
 from rig.traffic import Traffic, faults, percentile, served_by
 
 RATE = 50
-SECONDS = [(0.8, 1.5), pytest.param(20.0, 40.0, marks=SLOW)]
+# Seconds before and after the kill, and what p99 may rise beyond half of itself: of few calls it is
+# but the slowest one.
+SECONDS = [(0.8, 1.5, 0.2), pytest.param(20.0, 40.0, 0.05, marks=SLOW)]
 
 
-@pytest.mark.parametrize(("before", "after"), SECONDS)
+@pytest.mark.parametrize(("before", "after", "room"), SECONDS)
 def test_only_calls_that_a_killed_engine_had_in_hand_fail(
-    start: StartRouter, run: Programs, before: float, after: float
+    start: StartRouter, run: Programs, before: float, after: float, room: float
 ) -> None:
     engines = engine_processes(run, 3)
     more = {"metadata": {"models": ["m"]}, "fail_timeout": 1}
@@ -43,7 +45,7 @@ def test_only_calls_that_a_killed_engine_had_in_hand_fail(
         engine.close()
     assert len(bad) <= 3, faults(bad)
     assert [o for o in bad if not killed - 0.5 <= o.due <= killed + 1] == []
-    assert p99_after <= 1.5 * p99_before + 0.2
+    assert p99_after <= 1.5 * p99_before + room
     assert back <= 15
 
 

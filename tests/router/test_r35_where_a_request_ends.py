@@ -4,18 +4,22 @@ The payloads are those of conformance/cases/bad_requests.json, which says what m
 Here each goes alone, one byte at a time, and between two good requests that were sent with it:
 either it is refused and the connection ends, with nothing behind it answered, or it is forwarded;
 and the engine, a strict parser, sees exactly as many requests as were answered.
-Bad *responses* have their cases in conformance/cases/bad_responses.json.
+
+Bad responses are those of conformance/cases/bad_responses.json. Here each comes whole, one byte at
+a time, and with a good answer behind it: it is a 502, and its connection is never used again.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from rig.engine_script import Json
 from rig.fake_engine import FakeEngine
 from rig.farm import Farm
 from rig.flows import static
-from rig.raw_client import RawClient, request_bytes
-from rig.routers import Router, StartRouter
+from rig.load_client import chat_call
+from rig.raw_client import RawClient, Response, request_bytes
+from rig.routers import ONE_POOL, Router, StartRouter
 from rig.wire import WireError
 from runner.cases import load_cases
 from runner.exchange import wire_of
@@ -121,3 +125,49 @@ def test_every_odd_request_is_refused_or_forwarded_as_exactly_one(
     assert faults == {}
     assert len(fakes.records(engine)) == wanted, "a request came late"
     assert refused >= 72
+
+
+def bad_answers() -> Iterator[tuple[str, str]]:
+    """Answers that must become a 502: name and wire text."""
+    for case in load_cases():
+        for step in case.steps if case.feature == "bad_responses" else ():
+            raw = step.get("request", {}).get("script", {}).get("raw")
+            if raw and step["expect"]["status"] == 502:
+                yield case.name, raw
+
+
+ANSWER = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+COMINGS: dict[str, Callable[[str], list[str]]] = {
+    "whole": lambda raw: [raw],
+    "byte by byte": list,
+    "before a good one": lambda raw: [raw + ANSWER],
+}
+
+
+def test_every_odd_answer_is_a_502_and_ends_its_connection(
+    start: StartRouter, fakes: Farm, engine: FakeEngine
+) -> None:
+    router = start(static(engine), flags={"max-errors": 0, **ONE_POOL[start.name]})
+    odd, exchanges, faults = list(bad_answers()), 0, {}
+    for name, raw in odd:
+        for how, pieces in COMINGS.items():
+            script = {"raw": pieces(raw), "keep": True}
+            answers = [proxied(router, script), proxied(router, {})]
+            used = [record.request.connection for record in fakes.records(engine)[-2:]]
+            exchanges += 1
+            statuses = [answer.status for answer in answers]
+            if statuses != [502, 200] or used[0] == used[1] or b"evil" in answers[1].body:
+                faults[f"{name}, {how}"] = f"{statuses} on connections {used}"
+    print(
+        f"R35 {router.name}: {len(odd)} bad answers in {exchanges} exchanges,"
+        f" {len(faults)} of them believed"
+    )
+    assert faults == {}
+    assert len(odd) >= 15
+
+
+def proxied(router: Router, script: Json) -> Response:
+    call = chat_call(script=script)
+    with RawClient(router.url) as client:
+        client.send(request_bytes(call.method, call.target, call.headers, call.body))
+        return client.read("POST")
