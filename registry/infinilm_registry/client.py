@@ -98,27 +98,37 @@ class RegistryClient:
         return self._call("POST", "/services", body=service)
 
     def update(
-        self, name: str, changes: Mapping[str, object], instance_id: str | None = None
+        self,
+        name: str,
+        changes: Mapping[str, object],
+        instance_id: str | None = None,
+        generation: int | None = None,
     ) -> Json:
-        """Change fields of a service."""
-        return self._call("PUT", _path(name), body=changes, query=_instance(instance_id))
+        """Change fields of a service; only if it is still that instance's and generation's."""
+        query = _sender(instance_id, generation)
+        return self._call("PUT", _path(name), body=changes, query=query)
 
-    def unregister(self, name: str, instance_id: str | None = None) -> Json:
-        """Remove a service; with `instance_id` only if it is still that instance's."""
-        return self._call("DELETE", _path(name), query=_instance(instance_id))
+    def unregister(
+        self, name: str, instance_id: str | None = None, generation: int | None = None
+    ) -> Json:
+        """Remove a service; only if it is still that instance's and generation's."""
+        return self._call("DELETE", _path(name), query=_sender(instance_id, generation))
 
     def probe(self, name: str) -> Json:
         """Have the registry ask the service now how it is."""
         return self._call("GET", _path(name) + "/health")
 
     def heartbeat(
-        self, name: str, status: str | None = None, instance_id: str | None = None
+        self,
+        name: str,
+        status: str | None = None,
+        instance_id: str | None = None,
+        generation: int | None = None,
     ) -> Json:
         """Renew the lease; a RegistryRefusedError of status 404 asks to register again."""
         body = {} if status is None else {"status": status}
-        return self._call(
-            "POST", _path(name) + "/heartbeat", body=body, query=_instance(instance_id)
-        )
+        query = _sender(instance_id, generation)
+        return self._call("POST", _path(name) + "/heartbeat", body=body, query=query)
 
     def _call(self, method: str, path: str, **parts: Any) -> Json:
         return _answer(self._send(method, path, **parts))
@@ -151,8 +161,9 @@ def _path(name: str) -> str:
     return "/services/" + quote(name, safe="")
 
 
-def _instance(instance_id: str | None) -> dict[str, str]:
-    return {} if instance_id is None else {"instance_id": instance_id}
+def _sender(instance_id: str | None, generation: int | None) -> dict[str, str]:
+    claims = {"instance_id": instance_id, "generation": generation}
+    return {key: str(value) for key, value in claims.items() if value is not None}
 
 
 def _filters(status: str | None, healthy: bool | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ from infinilm_registry.errors import (
     NotRegisteredError,
     RegistryFullError,
 )
-from infinilm_registry.service import Service
+from infinilm_registry.service import Sender, Service
 from infinilm_registry.validation import updated
 
 
@@ -34,17 +34,17 @@ class Draft:
             return self.changes[name]
         return self._find(name)
 
-    def owned(self, name: str, instance_id: str | None) -> Service:
+    def owned(self, name: str, sender: Sender) -> Service:
         """The service of that name.
 
         Raises:
             NotRegisteredError: there is none.
-            InstanceMismatchError: `instance_id` is given and is not the one registered.
+            InstanceMismatchError: `sender` is another instance or generation.
         """
         service = self.find(name)
         if service is None:
             raise NotRegisteredError(name)
-        check_instance(service, instance_id)
+        check_sender(service, sender)
         return service
 
     def put(self, service: Service) -> None:
@@ -61,9 +61,9 @@ class Draft:
 Command = Callable[[Draft], Service]
 
 
-def check_instance(service: Service, instance_id: str | None) -> None:
-    """InstanceMismatchError if `instance_id` is given and is not the one that `service` has."""
-    if instance_id is not None and instance_id != service.instance_id:
+def check_sender(service: Service, sender: Sender) -> None:
+    """InstanceMismatchError if `sender` is not the registered instance or generation."""
+    if not sender.speaks_for(service):
         raise InstanceMismatchError(service.name, service.generation)
 
 
@@ -82,23 +82,23 @@ def register(service: Service, most_services: int) -> Command:
 
 
 def update(
-    name: str, changes: Mapping[str, Any], instance_id: str | None, allowed: Networks = ()
+    name: str, changes: Mapping[str, Any], sender: Sender, allowed: Networks = ()
 ) -> Command:
     """Change the given fields of `name`."""
 
     def command(draft: Draft) -> Service:
-        new = updated(draft.owned(name, instance_id), changes, allowed)
+        new = updated(draft.owned(name, sender), changes, allowed)
         draft.put(new)
         return new
 
     return command
 
 
-def remove(name: str, instance_id: str | None) -> Command:
+def remove(name: str, sender: Sender) -> Command:
     """Take `name` out."""
 
     def command(draft: Draft) -> Service:
-        service = draft.owned(name, instance_id)
+        service = draft.owned(name, sender)
         draft.remove(name)
         return service
 

@@ -106,8 +106,8 @@ class InstanceMismatchError(RegistryError):
 
     def __init__(self, name: str, generation: int) -> None:
         super().__init__(
-            f"Service '{name}' is registered by another instance (generation {generation}); "
-            "nothing was changed"
+            f"Service '{name}' was registered by another instance or once more "
+            f"(generation {generation}); nothing was changed"
         )
         self.generation = generation
 

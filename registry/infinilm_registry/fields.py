@@ -72,6 +72,12 @@ def _instance_id(value: object) -> str | None:
     return "must be 1 to 128 letters, digits, dots, dashes, underscores or colons"
 
 
+def _generation(value: object) -> str | None:
+    if type(value) is int and value >= 1:
+        return None
+    return "must be an integer of 1 or more"
+
+
 def _metadata(value: object) -> str | None:
     if not isinstance(value, dict):
         return "must be an object"
@@ -124,5 +130,6 @@ CHECKS: Mapping[str, Callable[[object], str | None]] = {
     "metadata": _metadata,
     "weight": _weight,
     "instance_id": _instance_id,
+    "generation": _generation,
     "heartbeat_interval": _heartbeat_interval,
 }

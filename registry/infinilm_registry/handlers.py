@@ -23,7 +23,7 @@ from infinilm_registry.heartbeats import THRESHOLD
 from infinilm_registry.listing import ListCache, ListQuery, store_marks
 from infinilm_registry.membership import Membership
 from infinilm_registry.probes import Prober, resolved_host_fault
-from infinilm_registry.service import Service
+from infinilm_registry.service import Sender, Service
 from infinilm_registry.table import ServiceTable
 from infinilm_registry.timestamps import now_text
 from infinilm_registry.validation import (
@@ -148,20 +148,20 @@ class Handlers:
     async def update(self, request: web.Request) -> web.Response:
         """Change fields; renews the lease."""
         body, name = await _body(request), request.match_info["name"]
-        changes, sender = parse_update(body), _sender(request, body)
+        changes, sender = parse_update(body), _beat(request, body).sender
         if "host" in changes or "url" in changes:
             present = self._entry(request).service
             await self._check_resolved(updated(present, changes, self.allowed))
-        command = commands.update(name, changes, sender.instance_id, self.allowed)
+        command = commands.update(name, changes, sender, self.allowed)
         service = await self.members.submit(command)
         message = f"Service '{name}' updated successfully"
         return json_response({"message": message, **self._answer(service)})
 
     async def remove(self, request: web.Request) -> web.Response:
         """Take a service out."""
-        sender = _sender(request, await _body(request, optional=True))
+        sender = _beat(request, await _body(request, optional=True)).sender
         name = request.match_info["name"]
-        await self.members.submit(commands.remove(name, sender.instance_id))
+        await self.members.submit(commands.remove(name, sender))
         return json_response({"message": f"Service '{name}' unregistered successfully"})
 
     async def probe(self, request: web.Request) -> web.Response:
@@ -181,27 +181,27 @@ class Handlers:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Renew the lease; the answer says how often to come again."""
-        sender = _sender(request, await _body(request, optional=True))
+        beat = _beat(request, await _body(request, optional=True))
         name = request.match_info["name"]
-        entry = await self._sending_entry(name, sender.instance_id)
+        entry = await self._sending_entry(name, beat.sender)
         self.table.renew(name)
-        if sender.status not in (None, entry.service.status):
-            change = {"status": sender.status}
+        if beat.status not in (None, entry.service.status):
+            change = {"status": beat.status}
             with contextlib.suppress(StoreError):  # the next heartbeat brings it again
-                await self.members.submit(commands.update(name, change, sender.instance_id))
+                await self.members.submit(commands.update(name, change, beat.sender))
         answer = {"message": "Heartbeat received", "timestamp": now_text()}
         degraded = {"degraded": True} if self.members.degraded_reason else {}
         return json_response({**answer, **self._terms(entry.service), **degraded})
 
-    async def _sending_entry(self, name: str, instance_id: str | None) -> Entry:
+    async def _sending_entry(self, name: str, sender: Sender) -> Entry:
         """The entry that a heartbeat is for; refused only by the latest word on it."""
         entry = self.table.find(name)
-        if entry is None or instance_id not in (None, entry.service.instance_id):
+        if entry is None or not sender.speaks_for(entry.service):
             await self.members.confirm(name)
             entry = self.table.find(name)
         if entry is None:
             raise NotRegisteredError(name, re_register=True)
-        commands.check_instance(entry.service, instance_id)
+        commands.check_sender(entry.service, sender)
         return entry
 
     def _entry(self, request: web.Request) -> Entry:
@@ -230,8 +230,8 @@ class Handlers:
             raise InvalidRequestError([fault])
 
 
-def _sender(request: web.Request, body: object) -> Heartbeat:
-    return parse_heartbeat(body, request.query.get("instance_id"))
+def _beat(request: web.Request, body: object) -> Heartbeat:
+    return parse_heartbeat(body, request.query)
 
 
 async def _body(request: web.Request, *, optional: bool = False) -> object:

@@ -59,3 +59,21 @@ class Service:
             return (f"{base}/health",)
         babysitter = f"http://{netloc(self.host, self.port + 1)}/health"
         return (babysitter, f"{base}/health", f"{base}/v1/models", f"{base}/models")
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Who speaks for a service, as far as it says: None where it does not."""
+
+    instance_id: str | None = None
+    generation: int | None = None
+
+    def speaks_for(self, service: Service) -> bool:
+        """Whether nothing that it says of itself contradicts the registration."""
+        return self.instance_id in (None, service.instance_id) and self.generation in (
+            None,
+            service.generation,
+        )
+
+
+ANYBODY = Sender()

@@ -16,10 +16,11 @@ from infinilm_registry.addresses import (
 )
 from infinilm_registry.errors import MISSING, Fault, InvalidRequestError
 from infinilm_registry.fields import CHECKS
-from infinilm_registry.service import Service
+from infinilm_registry.service import ANYBODY, Sender, Service
 
 REQUIRED = ("name", "host", "port", "hostname", "url", "status")
 OPTIONAL = ("timestamp", "metadata", "weight", "instance_id", "heartbeat_interval")
+_SENDER = ("instance_id", "generation")
 CHANGEABLE = ("host", "port", "hostname", "url", "status", "metadata", "weight")
 
 
@@ -28,7 +29,7 @@ class Heartbeat:
     """What a heartbeat, an update or a removal says about its sender."""
 
     status: str | None = None
-    instance_id: str | None = None
+    sender: Sender = ANYBODY
 
 
 def parse_json(raw: bytes) -> object:
@@ -71,7 +72,7 @@ def parse_update(body: object) -> dict[str, Any]:
         InvalidRequestError: with every fault.
     """
     given = _object(body)
-    if faults := _field_faults(given, (*CHANGEABLE, "instance_id")):
+    if faults := _field_faults(given, (*CHANGEABLE, *_SENDER)):
         raise InvalidRequestError(faults)
     return {key: given[key] for key in CHANGEABLE if given.get(key) is not None}
 
@@ -90,18 +91,19 @@ def updated(service: Service, changes: Mapping[str, Any], allowed: Networks) -> 
     return merged
 
 
-def parse_heartbeat(body: object, instance_id: str | None) -> Heartbeat:
-    """What a body of `{status?, instance_id?}` says; `instance_id` of the query wins.
+def parse_heartbeat(body: object, query: Mapping[str, str]) -> Heartbeat:
+    """What a body of `{status?, instance_id?, generation?}` says; what the query says wins.
 
     Raises:
         InvalidRequestError: with every fault.
     """
-    given = _object(body)
-    if instance_id is not None:
-        given["instance_id"] = instance_id
-    if faults := _field_faults(given, ("status", "instance_id")):
+    given = {**_object(body), **{key: query[key] for key in _SENDER if key in query}}
+    if query.get("generation", "").isdecimal():
+        given["generation"] = int(query["generation"][:20])
+    if faults := _field_faults(given, ("status", *_SENDER)):
         raise InvalidRequestError(faults)
-    return Heartbeat(given.get("status"), given.get("instance_id"))
+    sender = Sender(given.get("instance_id"), given.get("generation"))
+    return Heartbeat(given.get("status"), sender)
 
 
 def address_faults(service: Service, allowed: Networks) -> list[Fault]:

@@ -35,8 +35,8 @@ def test_the_client_has_a_method_for_every_call(shared: Any, body: Body) -> None
         assert client.register(body("c", instance_id="i"))["generation"] == 1
         assert client.service("c")["port"] == 1001
         assert "c" in {one["name"] for one in client.services(healthy=True, status="running")}
-        assert client.update("c", {"weight": 3}, "i")["service"]["weight"] == 3
-        assert client.heartbeat("c", "draining", "i")["ttl"] == 120
+        assert client.update("c", {"weight": 3}, "i", 1)["service"]["weight"] == 3
+        assert client.heartbeat("c", "draining", "i", 1)["ttl"] == 120
         assert "c" not in {one["name"] for one in client.services(healthy=True)}
         assert client.probe("c")["service"] == "c"
         assert client.health()["registry"] == "running"
@@ -44,7 +44,7 @@ def test_the_client_has_a_method_for_every_call(shared: Any, body: Body) -> None
         assert client.watch(0, 0) is not None
         revision = shared.get("/services")["revision"]
         assert client.watch(revision, 0) is None
-        assert "message" in client.unregister("c", "i")
+        assert "message" in client.unregister("c", "i", 1)
 
 
 def test_refusals_carry_status_and_faults(shared: Any, body: Body) -> None:
@@ -56,6 +56,11 @@ def test_refusals_carry_status_and_faults(shared: Any, body: Body) -> None:
         with pytest.raises(RegistryRefusedError) as caught:
             client.heartbeat("a/b?c")
         assert caught.value.status == 404
+        client.register(body("held"))
+        for call in (client.unregister, client.heartbeat):
+            with pytest.raises(RegistryRefusedError, match="generation 1") as caught:
+                call("held", generation=2)
+            assert caught.value.status == 409
 
 
 def test_no_registry_there_is_its_own_error() -> None:

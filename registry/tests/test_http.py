@@ -144,8 +144,11 @@ def test_another_instance_cannot_remove_change_or_renew(shared: Any, body: Body)
         shared.call("PUT", "/services/owned", json={"instance_id": "first", "weight": 9}),
         shared.call("POST", "/services/owned/heartbeat", json={"instance_id": "first"}),
         shared.call("POST", "/services/owned/heartbeat?instance_id=first"),
+        shared.call("POST", "/services/owned/heartbeat?instance_id=second&generation=1"),
+        shared.call("DELETE", "/services/owned?generation=1"),
+        shared.call("PUT", "/services/owned", json={"generation": 1, "weight": 9}),
     ]
-    assert [answer.status_code for answer in late] == [409] * 5
+    assert [answer.status_code for answer in late] == [409] * 8
     assert late[0].json()["generation"] == 2
     assert shared.get("/services/owned") == before
     assert shared.call("POST", "/services/owned/heartbeat?instance_id=second").status_code == 200

@@ -15,7 +15,7 @@ from infinilm_registry.errors import (
     StoreError,
 )
 from infinilm_registry.membership import LocalMembership
-from infinilm_registry.service import Service
+from infinilm_registry.service import ANYBODY, Sender, Service
 from infinilm_registry.store import MemoryStore, SqliteStore
 from infinilm_registry.table import ServiceTable
 from infinilm_registry.watch import Watch
@@ -80,9 +80,9 @@ def test_a_late_removal_by_the_old_instance_meets_its_successor(service: MakeSer
         # All in one batch: the removal is checked against what the batch has made so far.
         second, removal, change, heartbeat = await asyncio.gather(
             submit(commands.register(service(instance_id="new"), 10)),
-            submit(commands.remove("engine", "old")),
-            submit(commands.update("engine", {"weight": 5}, "old")),
-            submit(commands.update("engine", {"status": "running"}, "new")),
+            submit(commands.remove("engine", Sender("old"))),
+            submit(commands.update("engine", {"weight": 5}, Sender("old"))),
+            submit(commands.update("engine", {"status": "running"}, Sender("new"))),
             return_exceptions=True,
         )
         assert (first.generation, getattr(second, "generation", None)) == (1, 2)
@@ -99,9 +99,9 @@ def test_a_late_removal_by_the_old_instance_meets_its_successor(service: MakeSer
 def test_without_an_instance_id_everybody_may_remove(service: MakeService) -> None:
     async def scenario(world: World) -> None:
         await world.members.submit(commands.register(service(instance_id="x"), 10))
-        await world.members.submit(commands.remove("engine", None))
+        await world.members.submit(commands.remove("engine", ANYBODY))
         with pytest.raises(NotRegisteredError):
-            await world.members.submit(commands.remove("engine", None))
+            await world.members.submit(commands.remove("engine", ANYBODY))
 
     assert play(scenario).names() == []
 
@@ -112,7 +112,7 @@ def test_a_full_registry_still_takes_updates_and_replacements(service: MakeServi
         answers = await asyncio.gather(
             *(submit(commands.register(service(f"e{n}"), 3)) for n in range(5)),
             submit(commands.register(service("e0", weight=9), 3)),
-            submit(commands.remove("e1", None)),
+            submit(commands.remove("e1", ANYBODY)),
             submit(commands.register(service("e9"), 3)),
             return_exceptions=True,
         )
@@ -130,8 +130,8 @@ def test_what_the_store_refuses_is_not_acknowledged_and_not_visible(service: Mak
         world.store.broken = True
         answers = await asyncio.gather(
             submit(commands.register(service("refused"), 10)),
-            submit(commands.remove("kept", None)),
-            submit(commands.remove("unknown", None)),
+            submit(commands.remove("kept", ANYBODY)),
+            submit(commands.remove("unknown", ANYBODY)),
             return_exceptions=True,
         )
         refused, kept, unknown = answers

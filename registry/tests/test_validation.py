@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from infinilm_registry.errors import InvalidRequestError
-from infinilm_registry.service import Service
+from infinilm_registry.service import Sender, Service
 from infinilm_registry.validation import (
     parse_heartbeat,
     parse_json,
@@ -127,10 +127,15 @@ def test_a_body_that_is_no_object_is_refused(value: object) -> None:
     assert set(faults_of(parse_registration, value, ())) == {"body"}
 
 
-def test_a_heartbeat_may_carry_status_and_instance() -> None:
-    beat = parse_heartbeat({"status": "draining", "instance_id": "body"}, "query")
-    assert (beat.status, beat.instance_id) == ("draining", "query")
-    assert set(faults_of(parse_heartbeat, {"status": 5, "instance_id": ""}, None)) == {
-        "status",
-        "instance_id",
-    }
+def test_a_heartbeat_may_carry_status_instance_and_generation() -> None:
+    body = {"status": "draining", "instance_id": "body", "generation": 1}
+    beat = parse_heartbeat(body, {"instance_id": "query", "generation": "2"})
+    assert (beat.status, beat.sender) == ("draining", Sender("query", 2))
+    assert parse_heartbeat(body, {}).sender == Sender("body", 1)
+    wrong = {"status": 5, "instance_id": "", "generation": 0}
+    assert set(faults_of(parse_heartbeat, wrong, {})) == set(wrong)
+
+
+@pytest.mark.parametrize("generation", ["0", "-1", "x", "1.5", "", "²"])
+def test_a_generation_in_the_query_is_a_number_from_1(generation: str) -> None:
+    assert "generation" in faults_of(parse_heartbeat, {}, {"generation": generation})
