@@ -15,9 +15,10 @@ from infinilm_registry.addresses import netloc
 from infinilm_registry.config import RegistryConfig
 from infinilm_registry.entry import LeaseTerms
 from infinilm_registry.errors import RegistryError
-from infinilm_registry.handlers import HEARTBEAT_ROUTE, Handlers, json_response
+from infinilm_registry.handlers import Handlers, json_response
 from infinilm_registry.loops import clean_up, let_time_pass
 from infinilm_registry.membership import LocalMembership, Membership
+from infinilm_registry.metrics import HEARTBEAT, CallCounts
 from infinilm_registry.probes import Prober, ProbeSettings
 from infinilm_registry.store import MemoryStore, SqliteStore, Store, StoreUnusableError
 from infinilm_registry.table import ServiceTable
@@ -52,7 +53,8 @@ async def serve(config: RegistryConfig) -> None:
     members = await _open_membership(config, table)
     probes = ProbeSettings(config.health_interval, config.health_timeout, config.allowed_networks)
     prober = Prober(table, probes)
-    handlers = Handlers(table, watch, members, prober, config.allowed_networks, config.max_services)
+    limits = (config.allowed_networks, config.max_services)
+    handlers = Handlers(table, watch, members, prober, *limits, CallCounts())
     runner = _runner(handlers, config)
     try:
         await _listen(runner, config)
@@ -101,7 +103,8 @@ def _runner(handlers: Handlers, config: RegistryConfig) -> web.AppRunner:
         )
     limiter = WriteLimiter(config.write_rate, config.write_burst)
     app = web.Application(
-        middlewares=[_answer_errors, _guard_writes(access, limiter)], client_max_size=_BODY_BYTES
+        middlewares=[_count(handlers.calls), _answer_errors, _guard_writes(access, limiter)],
+        client_max_size=_BODY_BYTES,
     )
     app.add_routes(handlers.routes())
     return web.AppRunner(
@@ -153,12 +156,22 @@ def _http_text(request: web.Request, error: web.HTTPException) -> str:
     return error.reason
 
 
+def _count(calls: CallCounts) -> Middleware:
+    @web.middleware
+    async def count(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        response = await handler(request)
+        calls.add(request.match_info.route.name, response.status)
+        return response
+
+    return count
+
+
 def _guard_writes(access: WriteAccess, limiter: WriteLimiter) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Let a write pass only from those who may; heartbeats are never held up by the limit."""
         if request.method in _WRITES:
-            if request.match_info.route.name != HEARTBEAT_ROUTE:
+            if request.match_info.route.name != HEARTBEAT:
                 limiter.take(request.remote or "")
             authorization = request.headers.get("Authorization", "")
             access.check(request.remote, authorization, request.headers.get("Origin"))

@@ -22,6 +22,7 @@ from infinilm_registry.errors import (
 from infinilm_registry.heartbeats import THRESHOLD
 from infinilm_registry.listing import ListCache, ListQuery, store_marks
 from infinilm_registry.membership import Membership
+from infinilm_registry.metrics import CONTENT_TYPE, HEARTBEAT, CallCounts, Metrics
 from infinilm_registry.probes import Prober, resolved_host_fault
 from infinilm_registry.service import Sender, Service
 from infinilm_registry.table import ServiceTable
@@ -36,7 +37,6 @@ from infinilm_registry.validation import (
 )
 from infinilm_registry.watch import Watch
 
-HEARTBEAT_ROUTE = "heartbeat"
 _BODY_SECONDS = 10.0
 
 
@@ -58,6 +58,7 @@ class Handlers:
     prober: Prober
     allowed: Networks
     most_services: int
+    calls: CallCounts
     started: float = field(default_factory=time.monotonic)
     _lists: ListCache = field(default_factory=ListCache)
 
@@ -66,13 +67,14 @@ class Handlers:
         return [
             web.get("/health", self.health),
             web.get("/stats", self.stats),
+            web.get("/metrics", self.metrics),
             web.get("/services", self.list_services),
-            web.post("/services", self.register),
+            web.post("/services", self.register, name="register"),
             web.get("/services/{name}", self.show),
-            web.put("/services/{name}", self.update),
-            web.delete("/services/{name}", self.remove),
+            web.put("/services/{name}", self.update, name="update"),
+            web.delete("/services/{name}", self.remove, name="remove"),
             web.get("/services/{name}/health", self.probe),
-            web.post("/services/{name}/heartbeat", self.heartbeat, name=HEARTBEAT_ROUTE),
+            web.post("/services/{name}/heartbeat", self.heartbeat, name=HEARTBEAT),
         ]
 
     async def health(self, _: web.Request) -> web.Response:
@@ -118,6 +120,11 @@ class Handlers:
                 },
             }
         )
+
+    async def metrics(self, _: web.Request) -> web.Response:
+        """The same and more for Prometheus."""
+        page = Metrics(self.table, self.watch, self.members, self.calls).page()
+        return web.Response(body=page.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def list_services(self, request: web.Request) -> web.Response:
         """The list, or 304 while it is still the one that the caller has."""

@@ -23,6 +23,7 @@ class ServiceTable:
     def __init__(self, terms: LeaseTerms, watch: Watch, clock: Clock = time.monotonic) -> None:
         self.terms = terms
         self.version = 0  # moves with everything, also with what does not move the revision
+        self.expired = 0  # how often a service was given up
         self._watch = watch
         self._clock = clock
         self._ledger = HeartbeatLedger()
@@ -125,6 +126,7 @@ class ServiceTable:
         turned = [entry for entry in entries if entry.liveness is not liveness]
         for entry in turned:
             self._replace(replace(entry, liveness=liveness))
+        self.expired += len(turned) if liveness is Liveness.EXPIRED else 0
         if turned:
             names = ",".join(entry.service.name for entry in turned[:_MOST_LOGGED])
             LOG.warning(
