@@ -88,7 +88,7 @@ class ServiceTable:
         entry = self._entries.get(service.name)
         if entry is None or entry.service is not service:
             return
-        probe = entry.probe.after(result)
+        probe = _before(entry, result).after(result)
         if probe.down != entry.probe.down:
             LOG.warning("probes turned name=%s down=%s", service.name, probe.down)
         now, liveness = self._clock(), entry.liveness
@@ -186,6 +186,12 @@ def _is_silent(entry: Entry, now: float) -> bool:
     """Whether it has to be judged: no heartbeat for a whole lease, or no probe that came back."""
     overdue = entry.lease.expires_at <= now or entry.probe.unanswered
     return overdue or (entry.liveness is Liveness.STALE and entry.probe.dead)
+
+
+def _before(entry: Entry, result: ProbeResult) -> ProbeRecord:
+    """The record that `result` adds to: the silence of a stale service spoke of the network."""
+    lifted = entry.probe.unanswered and result is not ProbeResult.SILENT
+    return ProbeRecord() if lifted and entry.liveness is Liveness.STALE else entry.probe
 
 
 def _after_sign_of_life(entry: Entry) -> Liveness:
