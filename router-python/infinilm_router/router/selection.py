@@ -12,6 +12,7 @@ from infinilm_router.router.table import Candidates, Service, ServiceTable, pref
 from infinilm_router.utils.errors import Code, RouterError
 
 BOUNDED_LOAD = 1.25  # consistent_hash: no engine above this multiple of the mean in flight
+MAX_SHOWN = 200  # characters of a model's name in an error
 
 
 class Request:
@@ -116,14 +117,19 @@ def nobody_up(table: ServiceTable, model: str | None) -> RouterError:
     if not table.known or model in table.named:
         return RouterError(
             Code.NO_HEALTHY_ENGINE,
-            f"No healthy services available for model '{model}'",
+            f"No healthy services available for model '{_shown(model)}'",
             param="model",
         )
     return RouterError(
         Code.MODEL_NOT_FOUND,
-        f"The model '{model}' does not exist; GET /v1/models lists what is served",
+        f"The model '{_shown(model)}' does not exist; GET /v1/models lists what is served",
         param="model",
     )
+
+
+def _shown(model: str) -> str:
+    """A name as an error tells it: what a client makes up may be as long as its body."""
+    return model if len(model) <= MAX_SHOWN else f"{model[:MAX_SHOWN]}…"
 
 
 def explain(error: RouterError, table: ServiceTable, request: Request) -> RouterError:

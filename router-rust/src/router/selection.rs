@@ -13,6 +13,8 @@ use crate::utils::errors::{Code, RouterError};
 
 /// `consistent_hash`: no engine above this multiple of the mean in flight.
 const BOUNDED_LOAD: f64 = 1.25;
+/// Characters of a model's name in an error.
+const MAX_SHOWN: usize = 200;
 
 type Engines<'a> = Cow<'a, [Arc<Service>]>;
 
@@ -209,11 +211,20 @@ pub fn nobody_up(table: &ServiceTable, model: Option<&str>) -> RouterError {
         return RouterError::new(Code::NoHealthyEngine, "No OpenAI API services available");
     };
     if !table.known || table.named.contains(model) {
-        let text = format!("No healthy services available for model '{model}'");
+        let text = format!("No healthy services available for model '{}'", shown(model));
         return RouterError::new(Code::NoHealthyEngine, text).with_param("model");
     }
+    let model = shown(model);
     let text = format!("The model '{model}' does not exist; GET /v1/models lists what is served");
     RouterError::new(Code::ModelNotFound, text).with_param("model")
+}
+
+/// A name as an error tells it: what a client makes up may be as long as its body.
+fn shown(model: &str) -> Cow<'_, str> {
+    match model.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &model[..end])),
+        None => Cow::Borrowed(model),
+    }
 }
 
 /// The error to tell of a request that was sent in panic.
