@@ -7,24 +7,26 @@ from dataclasses import dataclass, field
 from aiohttp import web
 
 from infinilm_babysitter.config import Config
+from infinilm_babysitter.controls import Controls
+from infinilm_babysitter.liveness import Verdict
 from infinilm_babysitter.logpump import LogPump
 from infinilm_babysitter.redact import redact_argv
 from infinilm_babysitter.registration import Registrar
 from infinilm_babysitter.states import State
 from infinilm_babysitter.supervisor import Supervisor
 
-STATUS = {State.READY: "healthy", State.DRAINING: "draining"}
-"""/health's `status`; `unhealthy` in every other state."""
+HEALTHY = "healthy"
 
 
 @dataclass(slots=True)
 class Api:
-    """Answers from what the others know; changes nothing."""
+    """Answers from what the others know; changes nothing itself."""
 
     config: Config
     supervisor: Supervisor
     registrar: Registrar
     pump: LogPump
+    controls: Controls
     started: float = field(default_factory=time.monotonic)
     last_asked: float = float("-inf")
     """When somebody last asked for /health, on the monotonic clock."""
@@ -36,13 +38,13 @@ class Api:
         application.router.add_get("/models", self.models)
         application.router.add_get("/v1/models", self.models)
         application.router.add_get("/info", self.info)
+        application.add_routes(self.controls.routes())
         return application
 
     async def health(self, _: web.Request) -> web.Response:
-        """200 while the engine is ready, else 503; always with the same fields."""
+        """200 while the engine is ready and gets on, else 503; always with the same fields."""
         self.last_asked = time.monotonic()
-        ready = self.supervisor.engine_state.state is State.READY
-        return web.json_response(self._health(), status=200 if ready else 503)
+        return web.json_response(self._health(), status=200 if self._status() == HEALTHY else 503)
 
     async def models(self, _: web.Request) -> web.Response:
         """The engine's models as it listed them last."""
@@ -52,15 +54,25 @@ class Api:
         models = [dict(model) for model in self.supervisor.models]
         return web.json_response({"object": "list", "data": models})
 
-    async def info(self, _: web.Request) -> web.Response:
-        """Everything that is known, for people."""
-        return web.json_response(self._info())
+    async def info(self, request: web.Request) -> web.Response:
+        """Everything that is known, for people; log lines only for those who may read the log."""
+        return web.json_response(self._info(with_log=self.controls.refuses(request) is None))
+
+    def _status(self) -> str:
+        """In a word."""
+        state, liveness = self.supervisor.engine_state.state, self.supervisor.liveness
+        if state is State.DRAINING:
+            return "draining"
+        if state is State.READY and liveness is Verdict.STALLED:
+            return "stalled"
+        serves = state is State.READY and liveness is not Verdict.DEAD
+        return HEALTHY if serves else "unhealthy"
 
     def _health(self) -> dict[str, object]:
         now = self.supervisor.engine_state
         run = self.supervisor.run_now
         return {
-            "status": STATUS.get(now.state, "unhealthy"),
+            "status": self._status(),
             "service": self.config.name,
             "babysitter": "enhanced",
             "infinilm_server_running": run is not None and run.pid is not None,
@@ -69,6 +81,8 @@ class Api:
             "state": now.state,
             "state_seconds": round(now.seconds, 3),
             "detail": now.detail,
+            "liveness": self.supervisor.liveness,
+            "drained": self.supervisor.drained,
             "restarts": self.supervisor.restarts,
             "last_log_line": self._last_line(now.state),
         }
@@ -76,9 +90,9 @@ class Api:
     def _last_line(self, state: State) -> str | None:
         """Progress of loading. A serving engine's log may hold its users' prompts: not shown."""
         lines = self.pump.last_lines() if state is State.STARTING else ()
-        return lines[-1] if lines else None
+        return self.controls.redactor.clean(lines[-1]) if lines else None
 
-    def _info(self) -> dict[str, object]:
+    def _info(self, *, with_log: bool) -> dict[str, object]:
         config, launch, run = self.config, self.supervisor.launch, self.supervisor.run_now
         own_port = config.port + 1
         return {
@@ -94,21 +108,24 @@ class Api:
             "engine": {
                 **self._health(),
                 "pid": run.pid if run else None,
+                "metrics": self.supervisor.metrics,
                 "argv": redact_argv(launch.argv, launch.env) if launch else None,
                 "models": [model["id"] for model in self.supervisor.models],
             },
-            "last_exit": self._last_exit(),
+            "last_exit": self._last_exit(with_log=with_log),
             "registry_problem": self.registrar.problem,
             "log_file": str(self.pump.path),
             "log_lost_bytes": self.pump.lost_bytes,
         }
 
-    def _last_exit(self) -> dict[str, object] | None:
+    def _last_exit(self, *, with_log: bool) -> dict[str, object] | None:
         if (ended := self.supervisor.last_exit) is None:
             return None
         return {
             "reason": ended.describe(),
             "code": ended.code if ended.code is None or ended.code >= 0 else None,
             "signal": -ended.code if ended.code is not None and ended.code < 0 else None,
-            "log": list(ended.lines),
+            "log": [self.controls.redactor.clean(line) for line in ended.lines]
+            if with_log
+            else None,
         }

@@ -17,16 +17,23 @@ from aiohttp import web
 from infinilm_babysitter import proctree, sockets
 from infinilm_babysitter.api import Api
 from infinilm_babysitter.config import HIGHEST_PORT, Config
+from infinilm_babysitter.controls import Controls
+from infinilm_babysitter.door import Door
 from infinilm_babysitter.drain import drain
 from infinilm_babysitter.engine import Engine
 from infinilm_babysitter.logpump import LogPump
+from infinilm_babysitter.memory import DeviceMemory
+from infinilm_babysitter.pulse import Pulse
 from infinilm_babysitter.readiness import Readiness, port_holder
+from infinilm_babysitter.redact import Redactor, secrets_of_argv, secrets_of_env
 from infinilm_babysitter.registration import Registrar
 from infinilm_babysitter.registry_client import RegistryClient
 from infinilm_babysitter.states import State
-from infinilm_babysitter.supervisor import Supervisor, World
+from infinilm_babysitter.supervisor import Supervisor
 from infinilm_babysitter.survivors import AlreadyRunningError, Notebook
 from infinilm_babysitter.waiting import cancel, wait_for_any
+from infinilm_babysitter.watch import SERVING
+from infinilm_babysitter.world import World
 
 REGISTRY_GRACE = 3.0
 """Seconds that a registry gets to take our leave."""
@@ -35,6 +42,8 @@ KILL_GRACE = 10.0
 ASKED_LATELY = 30.0
 """Somebody who asked for our health within so many seconds may be sending requests."""
 NOTE_EVERY = 5.0
+NOTE_FIRST = 0.5
+"""Seconds between notes of an engine's processes, and between looks for one to be noted."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 SAME_REQUEST = 0.1
 """Signals that follow the first one this soon, in seconds, are part of it."""
@@ -94,6 +103,7 @@ class Parts:
     pump: LogPump
     registrar: Registrar
     supervisor: Supervisor
+    memory: DeviceMemory
     notebook: Notebook
     api: Api
 
@@ -148,22 +158,43 @@ def _make_parts(config: Config, session: aiohttp.ClientSession) -> Parts:
     life = uuid.uuid4().hex
     pump = LogPump(config.log_dir / f"engine_{config.name}.log", config.log)
     registrar = Registrar(config, RegistryClient(session, config.registry_urls), life)
+    door = Door(session, config.port, config.api_key_file)
+    memory = DeviceMemory(
+        lambda: {**os.environ, **config.launch.env}, config.timing.gpu_free_timeout
+    )
+
+    async def let_answers_end(hurry: asyncio.Event) -> None:
+        await _drain(parts, hurry)
+
     world = World(
         spawn=lambda launch: Engine(launch, pump, life),
         checker=Readiness(
-            session,
-            config.port,
+            door,
             configured_models=config.models or config.launch.models,
-            api_key_file=config.api_key_file,
             check_listener=config.check_listener,
         ),
+        take_pulse=lambda: Pulse(door, config.timing.stalled_after),
         announcer=registrar,
+        memory=memory,
+        drain=let_answers_end,
         port_holder=lambda: port_holder(config.port, None),
     )
     supervisor = Supervisor(config, world)
     notebook = Notebook(config.log_dir / f"engine_{config.name}.state.json", life)
-    api = Api(config, supervisor, registrar, pump)
-    return Parts(config, session, pump, registrar, supervisor, notebook, api)
+    controls = Controls(supervisor, pump, Redactor(lambda: _secrets(config)))
+    api = Api(config, supervisor, registrar, pump, controls)
+    parts = Parts(config, session, pump, registrar, supervisor, memory, notebook, api)
+    return parts
+
+
+def _secrets(config: Config) -> list[str]:
+    """Everything secret that the engine was given, or that we know ourselves."""
+    launch = config.launch
+    found = [*secrets_of_env({**os.environ, **launch.env}), *secrets_of_argv(launch.argv)]
+    if config.api_key_file:
+        with contextlib.suppress(OSError, ValueError):
+            found.append(config.api_key_file.read_text(encoding="utf-8").strip())
+    return [secret for secret in found if secret]
 
 
 async def _serve(parts: Parts, own_socket: socket.socket, signals: Signals) -> int:
@@ -186,6 +217,7 @@ async def _end_survivors(parts: Parts, stop: asyncio.Event) -> None:
         ended = await asyncio.to_thread(parts.notebook.end_survivors, stop.is_set)
     except AlreadyRunningError as error:
         raise StartError(f"{error}; stop it first, or choose another name") from error
+    parts.memory.expect(set(parts.notebook.last_pids))
     if ended:
         log.warning("survivors of the last life ended processes=%d", ended)
 
@@ -213,7 +245,7 @@ async def _keep_noting(parts: Parts) -> None:
     while True:
         run = parts.supervisor.run_now
         await asyncio.to_thread(parts.notebook.write, run.keeper_pid if run else None)
-        await asyncio.sleep(NOTE_EVERY)
+        await asyncio.sleep(NOTE_EVERY if run else NOTE_FIRST)
 
 
 async def _stop(parts: Parts, hurry: asyncio.Event) -> int:
@@ -221,9 +253,11 @@ async def _stop(parts: Parts, hurry: asyncio.Event) -> int:
     state, run = parts.supervisor.engine_state, parts.supervisor.run_now
     all_gone = True
     if run is not None:
-        was_ready = state.state is State.READY
-        state.change_state(State.DRAINING)
-        if was_ready:
+        was_serving, drained = state.state in SERVING, parts.supervisor.drained
+        if state.state is not State.DRAINING:
+            state.change_state(State.DRAINING)
+        if was_serving and not drained:
+            parts.registrar.engine_draining()
             await _drain(parts, hurry)
         all_gone = await _end_engine(parts, hurry)
     if state.state is not State.STOPPED:
@@ -235,7 +269,7 @@ async def _stop(parts: Parts, hurry: asyncio.Event) -> int:
 
 
 async def _drain(parts: Parts, hurry: asyncio.Event) -> None:
-    parts.registrar.engine_draining()
+    """Let the news reach the registry and the routers, and running answers end."""
     await parts.registrar.flush(REGISTRY_GRACE)
     asked_lately = time.monotonic() - parts.api.last_asked < ASKED_LATELY
     known = parts.registrar.engine_is_known or asked_lately

@@ -29,7 +29,8 @@ def command(section: Section) -> Builder:
 
 def vllm(section: Section) -> Builder:
     """The OpenAI server of vLLM."""
-    return _server(section, ("-m", "vllm.entrypoints.openai.api_server", "--model"))
+    module = ("-m", "vllm.entrypoints.openai.api_server", "--model")
+    return _server(section, module, health_path="/health")
 
 
 def sglang(section: Section) -> Builder:
@@ -86,12 +87,21 @@ BACKENDS: Mapping[str, Callable[[Section], Builder]] = {
 }
 
 
-def _server(section: Section, module: tuple[str, ...]) -> Builder:
+def _server(
+    section: Section, module: tuple[str, ...], *, health_path: str | None = None
+) -> Builder:
     """A Python module; `python` says by which interpreter."""
-    return _model_server(section, (section.text("python", "python3"),), module)
+    python = (section.text("python", "python3"),)
+    return _model_server(section, python, module, health_path=health_path)
 
 
-def _model_server(section: Section, program: tuple[str, ...], options: tuple[str, ...]) -> Builder:
+def _model_server(
+    section: Section,
+    program: tuple[str, ...],
+    options: tuple[str, ...],
+    *,
+    health_path: str | None = None,
+) -> Builder:
     """`PROGRAM OPTIONS MODEL --host H --port P ARGS`; `command` replaces the program."""
     model = section.required("model", "the model's directory, file or name")
     program = _words(section, "command", section.text("command")) or program
@@ -100,7 +110,8 @@ def _model_server(section: Section, program: tuple[str, ...], options: tuple[str
 
     def build(place: Place) -> Launch:
         where = ("--host", place.host, "--port", str(place.port))
-        return Launch((*program, *options, model, *where, *args), env, cwd)
+        argv = (*program, *options, model, *where, *args)
+        return Launch(argv, env, cwd, health_path=health_path)
 
     return build
 

@@ -35,12 +35,16 @@ class Timing:
     """How often a ready engine is asked for its models and its health."""
     unhealthy_after: float = 30.0
     """A ready engine whose port stays closed, or whose core is dead, this long is restarted."""
+    stalled_after: float = 120.0
+    """An engine that has work and moves no token this long is stalled."""
     stop_timeout: float = 30.0
     """From SIGTERM to SIGKILL."""
     drain_settle: float = 10.0
     """How long routers get to notice that the engine is leaving."""
     drain_timeout: float = 120.0
     """How long running answers get to end."""
+    gpu_free_timeout: float = 60.0
+    """How long the next engine waits for the memory of the last one."""
     heartbeat_interval: float = 10.0
 
 
@@ -75,6 +79,7 @@ class Config:
     backend: str
     builder: Builder = field(repr=False)
     check_listener: bool
+    restart_when_stalled: bool
     timing: Timing
     restarts: RestartRules
     log: LogLimits
@@ -157,6 +162,7 @@ def check_config(
         backend=backend,
         builder=builder,
         check_listener=babysitter.flag("check_listener", default=True),
+        restart_when_stalled=babysitter.flag("restart_when_stalled"),
         timing=_timing(babysitter),
         restarts=_restarts(babysitter),
         log=LogLimits(
@@ -249,7 +255,7 @@ def _as_json(value: object) -> object:
 
 def _timing(section: Section) -> Timing:
     lowest = {"probe_interval": 0.01, "probe_timeout": 0.01, "models_interval": 0.01}
-    lowest |= {"heartbeat_interval": 0.05, "start_timeout": 0.1}
+    lowest |= {"heartbeat_interval": 0.05, "start_timeout": 0.1, "stalled_after": 0.1}
     return Timing(
         **{
             key: section.number(key, default, low=lowest.get(key, 0.0))

@@ -20,7 +20,7 @@ PACKAGE_PARENT = str(Path(__file__).resolve().parents[1])
 TREE_VARIABLE = "INFINILM_ENGINE_TREE"
 """Set for every process of an engine; the value names the life of the babysitter it belongs to."""
 
-NOT_FOR_ENGINES = frozenset({"INFINILM_REGISTRY_TOKEN"})
+NOT_FOR_ENGINES = frozenset({"INFINILM_REGISTRY_TOKEN", "INFINILM_ADMIN_TOKEN"})
 
 log = logging.getLogger(__name__)
 

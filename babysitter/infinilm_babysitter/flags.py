@@ -12,7 +12,10 @@ from infinilm_babysitter.backends import BACKENDS
 from infinilm_babysitter.checks import COMMAND_LINE, ConfigError, Fault
 
 TOP_LEVEL = ("host", "port", "name", "bind", "log_dir", "registry_url", "router_url")
-BABYSITTER = ("max_restarts", "restart_delay", "heartbeat_interval")
+BABYSITTER = (
+    *("max_restarts", "restart_delay", "heartbeat_interval"),
+    *("stalled_after", "restart_when_stalled", "gpu_free_timeout"),
+)
 PATH_KEYS = {
     "infinilm": "model_path",
     "infinilm-rust": "config_file",
@@ -37,7 +40,7 @@ WHOLE_NUMBERS = frozenset(
     {"port", "max_restarts", "ndev", "max_batch", "max_tokens", "request_timeout"}
     | {"max_concurrency"}
 )
-NUMBERS = frozenset({"restart_delay", "heartbeat_interval"})
+NUMBERS = frozenset({"restart_delay", "heartbeat_interval", "stalled_after", "gpu_free_timeout"})
 LEGACY_DEFAULTS = {"host": "localhost", "port": "5000", "max_restarts": "10", "restart_delay": "5"}
 """As they have always been when no configuration file is given."""
 LEGACY_ENGINE_DEFAULTS = {"dev": "nvidia", "ndev": "1", "max_batch": "3", "request_timeout": "300"}
@@ -104,6 +107,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-restarts", help="restarts in a row, 0: never (10; with a file 10000)")
     add("--restart-delay", help="seconds before the first restart (5; with a file 1)")
     add("--heartbeat-interval", help="seconds (10)")
+    add("--stalled-after", help="seconds without a token that make a working engine stalled (120)")
+    add(
+        "--restart-when-stalled",
+        action="store_true",
+        default=None,
+        help="start a stalled engine again; without it, stalls are only reported",
+    )
+    add("--gpu-free-timeout", help="seconds that a start waits for the last engine's memory (60)")
     add("--log-dir", help="folder for the engine's log (logs/ of this repository)")
     add("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     _add_engine_flags(parser)

@@ -15,7 +15,7 @@ from io import FileIO
 from pathlib import Path
 
 from infinilm_babysitter.config import LogLimits
-from infinilm_babysitter.tail import LineCap, Tail
+from infinilm_babysitter.tail import KEPT_LINES, LineCap, Tail
 
 RING_BYTES = 1 << 20
 CHUNK = 65536
@@ -125,6 +125,7 @@ class LogPump:
         self._ring = Ring()
         self._cap = LineCap()
         self._tail = Tail()
+        self._earlier: tuple[str, ...] = ()
         self._unwritten = 0
         self._report_at = 0.0
         self._reported = 0
@@ -141,11 +142,16 @@ class LogPump:
         """The end of what the current engine has said."""
         return self._tail.lines()
 
+    def recent_lines(self, count: int) -> tuple[str, ...]:
+        """The last `count` lines, of the engine before this one too; not more than KEPT_LINES."""
+        return (*self._earlier, *self._tail.lines(KEPT_LINES))[-count:]
+
     def attach(self) -> int:
         """Make a pipe for an engine's output; the end to write to, for the caller to close."""
         reading, writing = os.pipe()
         with contextlib.suppress(OSError):  # more room only makes stalls rarer
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, RING_BYTES)
+        self._earlier = self.recent_lines(KEPT_LINES)
         self._tail.clear()
         self._reader = threading.Thread(
             target=self._read, args=(reading,), name="log-reader", daemon=True

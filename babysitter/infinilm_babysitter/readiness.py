@@ -4,19 +4,15 @@ import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import aiohttp
 
 from infinilm_babysitter import proctree, sockets
+from infinilm_babysitter.door import Door
 
 Model = Mapping[str, object]
 
 MODEL_PATHS = ("/v1/models", "/models")
 LOADING = frozenset({429, 502, 503, 504})
 """Answers that say "not yet" rather than "no such thing"."""
-MOST_BYTES = 8 << 20
-"""A models list is not longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +24,20 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class NotReady:
-    """Not now. `broken`: if this lasts in an engine that was ready, it needs a restart."""
+    """Not now, for this `reason`."""
 
     reason: str
-    broken: bool = False
+    refused: bool = False
+    """Nobody listens on the port."""
+    unavailable: bool = False
+    """It says itself, by a health call that means it, that it cannot serve."""
+    answered: bool = False
+    """It did say something in time."""
+
+    @property
+    def broken(self) -> bool:
+        """If this lasts in an engine that was ready, it needs a restart."""
+        return self.refused or self.unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,85 +75,54 @@ def _foreign(port: int, own_root: int | None) -> set[int]:
 
 
 class Readiness:
-    """Looks at an engine on one port. Never follows redirects, never uses a proxy."""
+    """Looks at an engine on one port."""
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
-        port: int,
+        door: Door,
         *,
         configured_models: tuple[str, ...] = (),
-        api_key_file: Path | None = None,
         check_listener: bool = True,
     ) -> None:
-        self._session = session
-        self._port = port
+        self._door = door
         self._configured = configured_models
-        self._api_key_file = api_key_file
         self._check_listener = check_listener
 
     async def check(self, tree_root: int, health_path: str | None = None) -> Finding:
         """One look at the engine whose processes are below `tree_root`."""
-        listening = await asyncio.to_thread(sockets.listeners, self._port)
-        if not listening:
-            return NotReady(f"port {self._port} is not open", broken=True)
+        port = self._door.port
+        if not await self._door.is_open():
+            return NotReady(f"port {port} is not open", refused=True)
         if self._check_listener and (
-            holder := await asyncio.to_thread(port_holder, self._port, tree_root)
+            holder := await asyncio.to_thread(port_holder, port, tree_root)
         ):
             return Foreign(holder)
-        base = f"http://{sockets.reachable(listening[0].address)}:{self._port}"
-        if health_path and (await self._ask(base + health_path))[0] == 503:
-            return NotReady(f"{health_path} answers 503", broken=True)
-        return await self._models(base)
+        if health_path and (await self._door.get(health_path))[0] == 503:
+            return NotReady(f"{health_path} answers 503", unavailable=True, answered=True)
+        return await self._models()
 
-    async def _models(self, base: str) -> Finding:
+    async def _models(self) -> Finding:
         answers: list[str] = []
         for path in MODEL_PATHS:
-            status, models = await self._list(base + path)
+            status, models = await self._list(path)
             if models:
                 return Ready(models)
             if status is None or status in LOADING:
-                return NotReady(f"{path} answers {status or 'nothing'}")
+                answered = status is not None
+                return NotReady(f"{path} answers {status or 'nothing'}", answered=answered)
             answers.append(f"{path}: {status}")
         if self._configured:
             return Ready(tuple({"id": model, "object": "model"} for model in self._configured))
         return NotReady(
             f"lists no models ({', '.join(answers)}); if it needs a key set api_key_file, "
-            "if it has no models list set models"
+            "if it has no models list set models",
+            answered=True,
         )
 
-    async def _list(self, url: str) -> tuple[int | None, tuple[Model, ...]]:
+    async def _list(self, path: str) -> tuple[int | None, tuple[Model, ...]]:
         """Status (None: no answer) and models, empty if the answer is no list of any."""
-        status, body = await self._ask(url)
+        status, body = await self._door.get(path)
         return status, _parse_models(body) if status == 200 else ()
-
-    async def _ask(self, url: str) -> tuple[int | None, bytes]:
-        try:
-            async with self._session.get(
-                url, headers=self._headers(), allow_redirects=False
-            ) as answer:
-                # Read in any case: an engine need not log a client that hung up.
-                return answer.status, await _read_some(answer.content)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # ValueError: a bad key
-            return None, b""
-
-    def _headers(self) -> dict[str, str]:
-        # Read each time: keys are rotated by replacing the file.
-        headers = {"Connection": "close"}
-        if self._api_key_file:
-            key = self._api_key_file.read_text(encoding="utf-8").strip()
-            headers["Authorization"] = f"Bearer {key}"
-        return headers
-
-
-async def _read_some(content: aiohttp.StreamReader) -> bytes:
-    """The body, cut where it is longer than any models list."""
-    body = b""
-    async for piece in content.iter_chunked(1 << 16):
-        body += piece
-        if len(body) > MOST_BYTES:
-            break
-    return body
 
 
 def _parse_models(body: bytes) -> tuple[Model, ...]:

@@ -13,6 +13,7 @@ Record = Mapping[str, object]
 RUNNING = "running"
 RESTARTING = "restarting"
 DRAINING = "draining"
+STALLED = "stalled"
 MOST_MODELS = 256
 MOST_METADATA = 15_000
 """Bytes of JSON; registries take 16 KiB."""

@@ -15,6 +15,7 @@ from infinilm_babysitter.readiness import Model
 from infinilm_babysitter.records import (
     DRAINING,
     RESTARTING,
+    STALLED,
     Record,
     babysitter_record,
     engine_record,
@@ -78,6 +79,10 @@ class Registrar:
     def engine_restarting(self) -> None:
         """The engine ended and will be back: routers keep its models in mind but do not send."""
         self._want_status(RESTARTING)
+
+    def engine_stalled(self) -> None:
+        """The engine has work and does not get on: routers send it nothing until it does."""
+        self._want_status(STALLED)
 
     def engine_draining(self) -> None:
         """The engine takes no new requests."""

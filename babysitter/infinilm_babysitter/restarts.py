@@ -53,7 +53,7 @@ class RestartPolicy:
         """
         rules = self._rules
         if ready_for >= rules.stable_after:
-            self._forget()
+            self.forget()
         if self._in_a_row >= rules.max_restarts:
             return Decision(State.FAILED, 0.0)
         exponent = 0 if planned else self._in_a_row
@@ -65,7 +65,8 @@ class RestartPolicy:
         state = State.CRASHLOOP if self._is_crashing(now) else State.BACKOFF
         return Decision(state, delay * self._vary(1 - JITTER, 1 + JITTER))
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Begin with a clean record."""
         self._in_a_row = 0
         self._exits.clear()
 

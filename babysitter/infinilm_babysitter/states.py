@@ -19,7 +19,7 @@ class State(enum.StrEnum):
     CRASHLOOP = "crashloop"
     """As backoff, after too many ends in a short time."""
     FAILED = "failed"
-    """No restarts are left; waits to be stopped."""
+    """No restarts are left; waits to be stopped, or for an order to try again."""
 
 
 MOVES: Mapping[State, frozenset[State]] = {
@@ -30,8 +30,10 @@ MOVES: Mapping[State, frozenset[State]] = {
     State.READY: frozenset({State.BACKOFF, State.CRASHLOOP, State.FAILED, State.DRAINING}),
     State.BACKOFF: frozenset({State.STARTING, State.STOPPED}),
     State.CRASHLOOP: frozenset({State.STARTING, State.STOPPED}),
-    State.FAILED: frozenset({State.STOPPED}),
-    State.DRAINING: frozenset({State.STOPPED}),
+    State.FAILED: frozenset({State.STARTING, State.STOPPED}),
+    State.DRAINING: frozenset(
+        {State.READY, State.BACKOFF, State.CRASHLOOP, State.FAILED, State.STOPPED}
+    ),
 }
 
 

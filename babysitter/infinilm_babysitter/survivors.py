@@ -41,6 +41,8 @@ class Notebook:
         self._path = path
         self._life = life
         self._written: Note | None = None
+        self.last_pids: frozenset[int] = frozenset()
+        """Processes of the last life's engine."""
 
     def end_survivors(self, give_up: Callable[[], bool]) -> int:
         """Kill what is left of the last life and return how many processes that were.
@@ -57,6 +59,7 @@ class Notebook:
         if pid != os.getpid() and _living((pid, start_time)):
             raise AlreadyRunningError(f"babysitter with pid {pid} runs this engine ({self._path})")
         found = _survivors(note)
+        self.last_pids = frozenset({each for each, _ in note.tree} | {each.pid for each in found})
         for process in found:
             log.warning("ending survivor of the last life pid=%d", process.pid)
         proctree.kill_all(

@@ -4,6 +4,9 @@ from collections import deque
 
 LINE_CAP = 65536
 LINES = 50
+"""Lines that say why an engine ended."""
+KEPT_LINES = 1000
+"""Lines that can be asked for."""
 SHOWN_LINE = 1000
 """Characters of a line that are shown to people; the file has the whole of it."""
 
@@ -11,7 +14,8 @@ SHOWN_LINE = 1000
 class Tail:
     """Remembers the last lines of what it is fed."""
 
-    def __init__(self, lines: int = LINES) -> None:
+    def __init__(self, lines: int = KEPT_LINES) -> None:
+        self._kept = lines
         self._lines: deque[bytes] = deque(maxlen=lines)
         self._open = b""
 
@@ -20,7 +24,7 @@ class Tail:
         *complete, rest = data.split(b"\n")
         if complete:
             self._lines.append((self._open + complete[0])[:SHOWN_LINE])
-            self._lines.extend(line[:SHOWN_LINE] for line in complete[1:][-LINES:])
+            self._lines.extend(line[:SHOWN_LINE] for line in complete[1:][-self._kept :])
             self._open = b""
         self._open = (self._open + rest)[:SHOWN_LINE]
 
@@ -29,10 +33,10 @@ class Tail:
         self._lines.clear()
         self._open = b""
 
-    def lines(self) -> tuple[str, ...]:
-        """Oldest first; bytes that are no UTF-8 become replacement characters."""
-        kept = [*self._lines, *([self._open] if self._open else [])]
-        return tuple(line.decode(errors="replace").rstrip("\r") for line in kept)[-LINES:]
+    def lines(self, count: int = LINES) -> tuple[str, ...]:
+        """The last `count`, oldest first; bytes that are no UTF-8 become replacement characters."""
+        kept = [*self._lines, *([self._open] if self._open else [])][-count:]
+        return tuple(line.decode(errors="replace").rstrip("\r") for line in kept)
 
 
 class LineCap:

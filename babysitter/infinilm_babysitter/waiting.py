@@ -4,8 +4,8 @@ import asyncio
 from typing import Any
 
 
-async def wait_for_any(*events: asyncio.Event, within: float) -> bool:
-    """Until one of the events is set; False if `within` seconds passed before."""
+async def wait_for_any(*events: asyncio.Event, within: float | None = None) -> bool:
+    """Until one of the events is set; False if `within` seconds passed before (None: no limit)."""
     if any(event.is_set() for event in events):
         return True
     waiting = [asyncio.create_task(event.wait()) for event in events]

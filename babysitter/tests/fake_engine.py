@@ -42,6 +42,8 @@ class Handler(BaseHTTPRequestHandler):
     api_key: str | None
 
     def do_GET(self) -> None:
+        while (self.folder / "mute").exists():
+            time.sleep(0.01)
         if (self.folder / "loading").exists():
             self.journal.write("refused", path=self.path)
             self.answer(503, {"error": {"message": "Loading model"}})
@@ -51,8 +53,20 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(503 if (self.folder / "dead").exists() else 200, {})
         elif self.path in {"/v1/models", "/models"}:
             self.models()
+        elif self.path == "/metrics" and (self.folder / "metrics").exists():
+            self.journal.write("metrics")
+            self.answer(200, (self.folder / "metrics").read_text())
         else:
             self.answer(404, {})
+
+    def do_POST(self) -> None:
+        """One token, whose making the metrics show afterwards as the test has laid down."""
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.journal.write("asked", path=self.path, body=body)
+        after = self.folder / "metrics.after"
+        if after.exists():
+            after.replace(self.folder / "metrics")
+        self.answer(404 if (self.folder / "no_completions").exists() else 200, {})
 
     def models(self) -> None:
         file = self.folder / "models.json"
@@ -76,7 +90,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def answer(self, status: int, body: object) -> None:
-        text = json.dumps(body).encode()
+        text = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
@@ -122,6 +136,20 @@ def flood(folder: Path, journal: Journal) -> None:
     journal.write("flooded", bytes=written, longest=longest)
 
 
+def serve(server: ThreadingHTTPServer, folder: Path) -> None:
+    """For ever; while the switch `closed` is on, nobody listens on the port."""
+    while True:
+        server.timeout = 0.05
+        while not (folder / "closed").exists():
+            server.handle_request()
+        server.socket.close()
+        while (folder / "closed").exists():
+            time.sleep(0.01)
+        again = type(server)(server.server_address, server.RequestHandlerClass)
+        again.daemon_threads = True
+        server = again
+
+
 def end_as_told(folder: Path) -> None:
     file = folder / "exit"
     if file.exists():
@@ -137,11 +165,14 @@ def main() -> None:
         "start",
         argv=sys.argv[1:],
         token=os.environ.get("INFINILM_REGISTRY_TOKEN"),
+        admin_token=os.environ.get("INFINILM_ADMIN_TOKEN"),
         old_alive=[pid for pid in json.loads(old.read_text()) if Path(f"/proc/{pid}").exists()]
         if old.exists()
         else [],
     )
     sys.stdout.write("engine says hello\n")
+    if (args.folder / "say").exists():
+        sys.stdout.write((args.folder / "say").read_text())
     sys.stdout.flush()
     end_as_told(args.folder)
 
@@ -160,7 +191,7 @@ def main() -> None:
     server.daemon_threads = True
     if (args.folder / "flood").exists():
         threading.Thread(target=flood, args=(args.folder, journal), daemon=True).start()
-    server.serve_forever(poll_interval=0.05)
+    serve(server, args.folder)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ def test_vllm_is_started_as_its_module() -> None:
         "--max-model-len 4096"
     )
     assert launch.env == {"A": "1"}
+    assert launch.health_path == "/health", "503 there means that its core is dead"
 
 
 def test_sglang_is_started_as_its_module() -> None:

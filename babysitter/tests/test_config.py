@@ -220,3 +220,16 @@ def test_metadata_takes_any_values_and_dates_become_text(tmp_path: Path) -> None
         "since": "2026-04-16",
         "nested": {"list": [1, 2.5, True]},
     }
+
+
+def test_a_stalled_engine_is_restarted_only_when_that_is_asked_for(tmp_path: Path) -> None:
+    text = 'port = 8100\n[backend]\ntype = "mock"\nmodels = ["m"]\n'
+    file = toml_file(tmp_path, text)
+    config = config_of("--config-file", file)
+    assert (config.restart_when_stalled, config.timing.stalled_after) == (False, 120)
+    assert config.timing.gpu_free_timeout == 60
+    assert config.timing.models_interval <= 30, "R24: a change of models is seen within 30 s"
+    flags = ("--restart-when-stalled", "--stalled-after", "300", "--gpu-free-timeout", "5")
+    config = config_of("--config-file", file, *flags)
+    assert (config.restart_when_stalled, config.timing.stalled_after) == (True, 300)
+    assert config.timing.gpu_free_timeout == 5

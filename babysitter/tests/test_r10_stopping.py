@@ -1,39 +1,14 @@
 """R10: stopping an engine loses nothing."""
 
-import contextlib
-import http.client
 import signal
 import socket
-import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 
 import pytest
 
+from rig.held_request import HeldRequest
 from rig.processes import free_port, wait_until
-
-
-class HeldRequest:
-    """A request whose answer has begun and goes on until the test releases it."""
-
-    def __init__(self, babysat) -> None:
-        self.body = b""
-        self.finished = 0.0
-        self._babysat = babysat
-        self._answer = urllib.request.urlopen(f"http://127.0.0.1:{babysat.port}/hold", timeout=30)
-        self.body = self._answer.read(4)
-        self._thread = threading.Thread(target=self._rest)
-        self._thread.start()
-
-    def _rest(self) -> None:
-        with self._answer, contextlib.suppress(http.client.IncompleteRead, OSError):
-            self.body += self._answer.read()
-        self.finished = time.monotonic()
-
-    def release(self) -> None:
-        self._babysat.switch("release")
-        self._thread.join(10)
 
 
 @pytest.fixture
@@ -48,7 +23,7 @@ def serving(babysit, registry, router) -> Iterator:
 
 
 def test_r10_the_order_of_stopping(serving, registry, router) -> None:
-    held = HeldRequest(serving)
+    held = HeldRequest(serving.port)
     serving.program.signal(signal.SIGTERM)
     wait_until(lambda: registry.status(serving.engine_name) == "draining", what="announced")
     status, health = serving.get("/health")
@@ -57,7 +32,8 @@ def test_r10_the_order_of_stopping(serving, registry, router) -> None:
     wait_until(lambda: len(router.calls) >= asked + 3, what="routers are asked")
     router.sending.clear()
     time_of_release = time.monotonic()
-    held.release()
+    serving.switch("release")
+    held.wait()
     assert serving.program.wait() == 0
     assert held.body == b"halfdone"
     (put,) = registry.seen("PUT", f"/services/{serving.engine_name}")
@@ -87,7 +63,7 @@ def test_r10_an_open_connection_is_waited_for_only_so_long(babysit) -> None:
 
 
 def test_a_second_signal_stops_at_once(serving) -> None:
-    held = HeldRequest(serving)
+    held = HeldRequest(serving.port)
     serving.program.signal(signal.SIGTERM)
     serving.wait_for_state("draining")
 

@@ -32,6 +32,7 @@ backoff_max = 0.2
 crash_exits = 100
 heartbeat_interval = 1
 probe_interval = 0.1
+models_interval = 0.2
 drain_settle = 0.1
 drain_timeout = 2
 stop_timeout = 5
@@ -66,6 +67,12 @@ class Engine:
             return False
         server, model = b"llama_server.py", str(self.model_file).encode()
         return len(words) > 1 and words[1].endswith(server) and model in words
+
+    def liveness(self) -> str:
+        """What its babysitter, on the next port, thinks of it."""
+        host, _, port = self.url.rpartition(":")
+        health = requests.get(f"{host}:{int(port) + 1}/health", timeout=5).json()
+        return str(health["liveness"])
 
     def busy_slots(self) -> int:
         """How many slots work on a request right now."""

@@ -14,6 +14,7 @@ import requests
 from openai import OpenAI, Stream
 from openai.types.chat import ChatCompletionChunk, ChatCompletionUserMessageParam
 
+from infinilm_babysitter.meter import understand
 from real_engine.conftest import MODEL, SLOT_CONTEXT, Engine, wait_ready
 from rig.gguf_model import COUNTS_TO, counted
 from rig.processes import wait_until
@@ -169,3 +170,21 @@ def test_the_router_says_which_engine_answered(routed: OpenAI) -> None:
     )
     assert raw.headers["x-infinilm-service"] == "tiny-server"
     assert raw.headers["x-request-id"]
+
+
+def test_its_metrics_show_that_tokens_flow_while_one_answer_is_made(
+    engine: Engine, client: OpenAI
+) -> None:
+    def counters() -> tuple[float, ...]:
+        understood = understand(requests.get(f"{engine.url}/metrics", timeout=5).text)
+        assert understood is not None
+        return understood[1].progress
+
+    wait_until(lambda: engine.liveness() == "ok", what="idle")
+    with endless(client) as stream:
+        next(iter(stream))
+        wait_until(lambda: engine.liveness() == "busy", what="seen at work")
+        seen = counters()
+        wait_until(lambda: counters() != seen, what="counters move before the answer ends")
+        assert engine.busy_slots() == 1
+    wait_until(lambda: engine.liveness() == "ok", what="idle again")

@@ -49,10 +49,19 @@ class Registry:
 
 
 class Babysitter:
-    """A babysitter with a mock engine that says so many tokens a second."""
+    """A babysitter with a mock engine that says so many tokens a second.
+
+    `times` are further keys of its section `[babysitter]`.
+    """
 
     def __init__(
-        self, run: Programs, folder: Path, name: str, registry_url: str, tokens: int = 1000
+        self,
+        run: Programs,
+        folder: Path,
+        name: str,
+        registry_url: str,
+        tokens: int = 1000,
+        **times: float,
     ) -> None:
         self.name = name
         self.engine_name = f"{name}-server"
@@ -65,6 +74,7 @@ class Babysitter:
             "[babysitter]",
             "heartbeat_interval = 1",
             "drain_settle = 0.2",
+            *(f"{key} = {value}" for key, value in times.items()),
         ]
         lines += ["[backend]", 'type = "mock"', 'models = ["m"]', f"tokens_per_second = {tokens}"]
         config.write_text("\n".join([*lines, ""]))
@@ -72,6 +82,12 @@ class Babysitter:
             "babysitter/enhanced_babysitter.py",
             *("--config-file", config, "--bind", "127.0.0.1", "--log-dir", folder / "logs"),
         )
+
+    def engine(self) -> dict[str, Any]:
+        """What the babysitter knows of its engine, `pid` and `metrics` among it."""
+        info = requests.get(f"http://127.0.0.1:{self.port + 1}/info", timeout=5).json()
+        engine: dict[str, Any] = info["engine"]
+        return engine
 
 
 def stop_all(sitters: list[Babysitter]) -> None:

@@ -1,0 +1,36 @@
+"""What people ask of a running babysitter over HTTP, until the supervisor has done it."""
+
+import asyncio
+import logging
+
+log = logging.getLogger(__name__)
+
+
+class Orders:
+    """Written by the HTTP side, read and fulfilled by the supervisor."""
+
+    def __init__(self) -> None:
+        self.drained = False
+        """The engine is to take no requests, until told otherwise; a crash does not change that."""
+        self.restart = asyncio.Event()
+        """A new engine is to be started in place of this one, or without waiting any longer."""
+        self.changed = asyncio.Event()
+        """Something was ordered that nobody has looked at yet."""
+
+    def order_restart(self) -> None:
+        """Drain, stop and start again; ends a drain. Ordered twice: without waiting for answers."""
+        self._take("restart", drained=False)
+        self.restart.set()
+
+    def order_drain(self) -> None:
+        """Take no new requests, and let the running answers end."""
+        self._take("drain", drained=True)
+
+    def order_undrain(self) -> None:
+        """Take requests again."""
+        self._take("undrain", drained=False)
+
+    def _take(self, order: str, *, drained: bool) -> None:
+        log.info("ordered order=%s", order)
+        self.drained = drained
+        self.changed.set()
