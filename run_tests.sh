@@ -7,11 +7,12 @@ set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
 cd -- "$ROOT"
 
-install_tools() { # what tests use: nginx (accepts our configuration), rsync; strace, ip, nft (fault injection)
+install_tools() { # what tests use: nginx (accepts our configuration), rsync; strace, faketime, ip, nft (faults)
   local missing=() root=()
   command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
   command -v rsync >/dev/null || missing+=(rsync)
   command -v strace >/dev/null || missing+=(strace)
+  command -v faketime >/dev/null || missing+=(faketime)
   command -v ip >/dev/null || missing+=(iproute2)
   command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || missing+=(nftables)
   ((${#missing[@]})) || return 0

@@ -12,18 +12,19 @@ from rig.processes import Program, Programs, free_port
 class Registry:
     """A registry process on one port; it can be killed and started again, empty."""
 
-    def __init__(self, run: Programs, host: str = "127.0.0.1") -> None:
+    def __init__(self, run: Programs, host: str = "127.0.0.1", *flags: str | Path) -> None:
         self._run = run
         self.host = host
+        self._flags = flags or ("--store", "memory")
         self.port = free_port()
         self.url = f"http://{host}:{self.port}"
         self.program = self.start()
 
     def start(self) -> Program:
-        """Start (again); nothing is remembered from before."""
+        """Start (again); nothing is remembered from before, unless a `--store` was given."""
         self.program = self._run.python(
             "registry/service_registry.py",
-            *("--host", self.host, "--port", str(self.port), "--store", "memory"),
+            *("--host", self.host, "--port", str(self.port), *self._flags),
         )
         self.program.wait_listening()
         return self.program
