@@ -57,8 +57,9 @@ async def _beat(url: str, name: str, interval: float) -> None:
     client = LoadClient(url, timeout=1)
     call = Call(f"/services/{name}/heartbeat", b"{}")
     while True:
-        await client.send(call, time.monotonic())
-        await asyncio.sleep(interval)
+        began = time.monotonic()
+        await client.send(call, began)
+        await asyncio.sleep(began + interval - time.monotonic())
 
 
 class World:
