@@ -12,7 +12,7 @@ from infinilm_registry.watch import Watch
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 HEARTBEAT = "heartbeat"
 CALLS = ("register", "update", "remove", HEARTBEAT)
-STATUSES = ("running", "starting", "draining", "restarting", "stopped", "other")
+STATUSES = ("running", "starting", "draining", "restarting", "stalled", "stopped", "other")
 _PREFIX = "infinilm_registry_"
 _RESULTS = {
     401: "denied",

@@ -15,6 +15,7 @@ from rig.routers import SLOW, Router, StartRouter
 from rig.system import Babysitter, Registry, stop_all
 
 RATE = 20
+ROOM = 10  # seconds that a start may take longer on a loaded machine
 
 
 @pytest.fixture
@@ -79,26 +80,32 @@ def smallest_set(router: Router, seconds: float) -> int:
     return least
 
 
-@pytest.mark.parametrize(("down", "grace"), [(3.0, 1.0), pytest.param(90.0, 60.0, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("before", "down", "grace"), [(0.5, 3.0, 1.0), pytest.param(20.0, 90.0, 60.0, marks=SLOW)]
+)
 def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
     start: StartRouter,
     registry: Registry,
     sitters: list[Babysitter],
+    *,
+    before: float,
     down: float,
     grace: float,
 ) -> None:
     flags = {"registry-url": registry.url, "service-removal-grace-period": grace}
     router = start(flags=flags, healthy="2/2")
     traffic = Traffic(router.url)
+    least = smallest_set(router, before)
     registry.program.kill()
-    least = smallest_set(router, down)
+    least = min(least, smallest_set(router, down))
     registry.start()
     wait_until(lambda: engine_names(sitters) <= registry.names(), 15, "engines listed again")
-    least = min(least, smallest_set(router, grace + 1))
+    least = min(least, smallest_set(router, grace + before / 2))
     outcomes = traffic.end()
     assert kinds(outcomes) == {"ok": len(outcomes)}, [o.fault for o in outcomes if o.kind != "ok"]
-    assert len(outcomes) >= RATE * (down + grace)
+    assert len(outcomes) >= RATE * (before + down + grace)
     assert least == 2
+    print(f"R2 {router.name}: {len(outcomes)} requests, {down:.0f} s without a registry, 0 failed")
 
 
 def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
@@ -109,7 +116,13 @@ def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
     wait_until(lambda: list(tmp_path.glob("router_last_services_*.json")), 5, "list saved")
     first.program.kill()
     registry.program.kill()
+    began = time.monotonic()
     again = start(flags=flags, healthy="2/2")
+    took = time.monotonic() - began
+    assert took < 2 + ROOM
+    print(
+        f"R2 {again.name}: restarted without a registry, serves its saved list after {took:.2f} s"
+    )
     outcomes = closed_loop(again.url, [chat_call(max_tokens=5)] * 20, 4)
     assert kinds(outcomes) == {"ok": 20}
     assert healthy_engines(again) == engine_names(sitters)
@@ -133,6 +146,7 @@ def test_r03_a_running_engine_is_always_found_again(
             facts(before[name]) for name in sorted(before)
         ]
     router.wait_healthy("2/2")
+    print(f"R3 {router.name}: {rounds} of {rounds} rounds, found again with the same facts")
 
 
 def facts(entry: dict[str, object]) -> dict[str, object]:
