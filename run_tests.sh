@@ -7,7 +7,7 @@ set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
 cd -- "$ROOT"
 
-install_tools() { # what tests use: nginx (accepts our configuration), rsync; strace, faketime, ip, nft (faults)
+install_tools() { # what tests use: nginx (accepts our configuration), rsync; strace, faketime, ip, nft (faults); etcd
   local missing=() root=()
   command -v nginx >/dev/null || [[ -x /usr/sbin/nginx ]] || missing+=(nginx-light)
   command -v rsync >/dev/null || missing+=(rsync)
@@ -15,6 +15,7 @@ install_tools() { # what tests use: nginx (accepts our configuration), rsync; st
   command -v faketime >/dev/null || missing+=(faketime)
   command -v ip >/dev/null || missing+=(iproute2)
   command -v nft >/dev/null || [[ -x /usr/sbin/nft ]] || missing+=(nftables)
+  command -v etcd >/dev/null || missing+=(etcd-server)
   ((${#missing[@]})) || return 0
   ((EUID == 0)) || root=(sudo -n)
   say "tools: installing ${missing[*]}"

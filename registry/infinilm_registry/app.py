@@ -15,6 +15,9 @@ from infinilm_registry.addresses import netloc
 from infinilm_registry.config import RegistryConfig
 from infinilm_registry.entry import LeaseTerms
 from infinilm_registry.errors import RegistryError
+from infinilm_registry.etcd.membership import EtcdMembership
+from infinilm_registry.etcd.place import SCHEME, Place
+from infinilm_registry.etcd.revision import SharedWatch
 from infinilm_registry.handlers import Handlers, json_response
 from infinilm_registry.loops import clean_up, let_time_pass
 from infinilm_registry.membership import LocalMembership, Membership
@@ -48,9 +51,7 @@ async def serve(config: RegistryConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     _raise_descriptor_limit()
-    watch = Watch()
-    table = ServiceTable(LeaseTerms(config.heartbeat_timeout, config.removal_timeout), watch)
-    members = await _open_membership(config, table)
+    table, watch, members = await _prepare(config)
     probes = ProbeSettings(config.health_interval, config.health_timeout, config.allowed_networks)
     prober = Prober(table, probes)
     limits = (config.allowed_networks, config.max_services)
@@ -73,6 +74,30 @@ async def serve(config: RegistryConfig) -> None:
         await prober.close()
         await members.release()
     LOG.info("stopped")
+
+
+async def _prepare(config: RegistryConfig) -> tuple[ServiceTable, Watch, Membership]:
+    terms = LeaseTerms(config.heartbeat_timeout, config.removal_timeout)
+    if config.store.startswith(SCHEME):
+        return await _join(config, terms)
+    watch = Watch()
+    table = ServiceTable(terms, watch)
+    return table, watch, await _open_membership(config, table)
+
+
+async def _join(
+    config: RegistryConfig, terms: LeaseTerms
+) -> tuple[ServiceTable, Watch, EtcdMembership]:
+    """Become one of the registries on an etcd; one that does not answer now is waited for."""
+    watch = SharedWatch()
+    table = ServiceTable(terms, watch)
+    members = EtcdMembership(Place.parse(config.store), table, config.allowed_networks)
+    watch.follow(members.picture)
+    await members.load()
+    if members.degraded_reason:
+        LOG.warning("store degraded reason=%r", members.degraded_reason)
+    LOG.info("store opened store=%s services=%d", config.store, len(table))
+    return table, watch, members
 
 
 async def _open_membership(config: RegistryConfig, table: ServiceTable) -> Membership:

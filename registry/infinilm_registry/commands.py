@@ -22,6 +22,7 @@ class Draft:
 
     def __init__(self, find: Callable[[str], Service | None], size: int) -> None:
         self.changes: dict[str, Service | None] = {}
+        self.asked: set[str] = set()  # the names that commands looked up
         self._find = find
         self._size = size
 
@@ -30,6 +31,7 @@ class Draft:
 
     def find(self, name: str) -> Service | None:
         """The service of that name, if any."""
+        self.asked.add(name)
         if name in self.changes:
             return self.changes[name]
         return self._find(name)

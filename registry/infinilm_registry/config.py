@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from infinilm_registry.addresses import host_problem, literal_address
 from infinilm_registry.errors import Fault
+from infinilm_registry.etcd.place import SCHEME, Place
 
 DEFAULT_STORE = str(Path(__file__).resolve().parents[2] / "logs" / "registry.sqlite3")
 _ENVIRONMENT_PREFIX = "INFINILM_REGISTRY_"
@@ -21,7 +22,7 @@ _FLAGS = "command line"
 
 @dataclass(frozen=True, slots=True)
 class RegistryConfig:
-    """Checked settings. Times in seconds. `store` is a file or `memory`."""
+    """Checked settings. Times in seconds. `store` is a file, `memory` or `etcd://...`."""
 
     host: str = "0.0.0.0"  # noqa: S104 - engines on other machines register here
     port: int = 8081
@@ -103,9 +104,14 @@ def _listen_host(value: object) -> str:
 
 def _store(value: object) -> str:
     if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("must be a file or 'memory'")
+        raise ValueError("must be a file, 'memory' or etcd://HOST:2379,HOST:2379,HOST:2379")
+    if value.startswith(SCHEME):
+        Place.parse(value)
+        return value
     if "://" in value:
-        raise ValueError("must be a file or 'memory'; other stores are not part of this version")
+        raise ValueError(
+            "must be a file, 'memory' or etcd://... (plain HTTP; TLS is not supported)"
+        )
     if Path(value).is_dir():
         raise ValueError("is a folder; name a file in it")
     return value
@@ -126,7 +132,12 @@ OPTIONS = (
     Option("cleanup_interval", _seconds, "seconds between two clean-ups of silent services"),
     Option("heartbeat_timeout", _seconds, "seconds of silence until a service is not healthy"),
     Option("removal_timeout", _seconds, "seconds of silence until a service is removed"),
-    Option("store", _store, "file that keeps registrations over a restart, or 'memory'"),
+    Option(
+        "store",
+        _store,
+        "what keeps registrations: a file, 'memory', or etcd://HOST:2379,...[/CLUSTER] for several "
+        "registries",
+    ),
     Option(
         "allowed_networks", _networks, "networks (CIDR,...) that engines must be in; empty: all"
     ),

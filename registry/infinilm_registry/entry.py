@@ -1,6 +1,7 @@
 """One service and what is known about its life: immutable values, times are monotonic seconds."""
 
 import enum
+import math
 from dataclasses import dataclass
 
 from infinilm_registry.service import Service
@@ -9,6 +10,7 @@ _FALL, _RISE = 3, 2
 _BEATS_PER_LEASE = 3
 _LEASE_MARGIN = 5.0
 _ASKED_INTERVAL = 10.0
+_SHARED_PART = 2 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,14 @@ class LeaseTerms:
         if service.heartbeat_interval is None:
             return self.heartbeat_timeout
         return _BEATS_PER_LEASE * service.heartbeat_interval + _LEASE_MARGIN
+
+    def shared_ttl(self, service: Service) -> int:
+        """The TTL, in whole seconds, of its lease in a store that several registries share.
+
+        It is shorter than `ttl`: when many leases lapse one after the other, that must show before
+        the first of those services is given up.
+        """
+        return math.ceil(self.ttl(service) * _SHARED_PART)
 
     def interval(self, service: Service) -> float:
         """How often the registry asks for heartbeats."""

@@ -129,6 +129,7 @@ class Handlers:
     async def list_services(self, request: web.Request) -> web.Response:
         """The list, or 304 while it is still the one that the caller has."""
         query = ListQuery.of(request)
+        self._check_known()
         self.table.refresh()
         if query.since is not None and not await self.watch.changed_since(query.since, query.wait):
             return web.Response(status=304, headers=self._revision_headers())
@@ -215,8 +216,14 @@ class Handlers:
         name = request.match_info["name"]
         entry = self.table.find(name)
         if entry is None:
+            self._check_known()
             raise NotRegisteredError(name)
         return entry
+
+    def _check_known(self) -> None:
+        """An empty list must not be given out by who has not read it yet."""
+        if not self.members.known:
+            raise StoreError(f"The list is not known yet: {self.members.degraded_reason}", 2)
 
     def _answer(self, service: Service) -> dict[str, object]:
         entry = self.table.find(service.name)

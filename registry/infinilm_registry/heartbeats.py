@@ -7,6 +7,7 @@ the network's fault, what one misses is its own. A babysitter and its engine are
 they are registered by one process and fall silent together.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -66,6 +67,15 @@ class _Beats:
     def _expected(self, seconds: float) -> int:
         return int(seconds / (self.interval * _SENDER_JITTER))
 
+    def beat(self, now: float) -> None:
+        if self.since == -math.inf:
+            self.since = now
+        self.arrivals.append(now)
+
+    def silence(self) -> None:
+        self.since = -math.inf
+        self.arrivals.clear()
+
     def share(self, now: float) -> float:
         """Received of expected heartbeats, 0 to 1; one that has fallen silent counts as lost."""
         last = self.arrivals[-1] if self.arrivals else self.since
@@ -88,7 +98,11 @@ class HeartbeatLedger:
 
     def beat(self, name: str, now: float) -> None:
         """A heartbeat arrived."""
-        self._beats[name].arrivals.append(now)
+        self._beats[name].beat(now)
+
+    def silence(self, name: str) -> None:
+        """Nobody hears it any more; what was heard before says nothing about now."""
+        self._beats[name].silence()
 
     def forget(self, name: str) -> None:
         """The service is gone."""

@@ -38,6 +38,10 @@ class Membership(Protocol):
     def down(self) -> bool:
         """Whether changes cannot be stored now: the table may not be the last word."""
 
+    @property
+    def known(self) -> bool:
+        """Whether what is kept has been read at all, so that the table means something."""
+
     async def submit(self, command: Command) -> Service:
         """Run `command`; returns when its change is stored and visible.
 
@@ -93,6 +97,11 @@ class LocalMembership:
     def down(self) -> bool:
         """Whether the last attempt to write failed."""
         return self._store.down
+
+    @property
+    def known(self) -> bool:
+        """True: `load` comes first."""
+        return True
 
     async def load(self, allowed: Networks) -> None:
         """Open the store and take over what it holds; every lease starts anew (R28).
@@ -177,7 +186,7 @@ class LocalMembership:
                 _fail(order, error)
             return
         self._table.publish(draft.changes)
-        _log(draft.changes)
+        log_changes(draft.changes)
         for order, service in accepted:
             if not order.done.done():
                 order.done.set_result(service)
@@ -204,7 +213,8 @@ def _fail(order: _Order, error: RegistryError) -> None:
         order.done.set_exception(error)
 
 
-def _log(changes: Mapping[str, Service | None]) -> None:
+def log_changes(changes: Mapping[str, Service | None]) -> None:
+    """One line for each service that was stored or removed."""
     for name, service in changes.items():
         if service is None:
             LOG.info("service removed name=%s", name)

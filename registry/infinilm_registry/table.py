@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from infinilm_registry.entry import Entry, LeaseTerms, Liveness, ProbeRecord, ProbeResult
+from infinilm_registry.entry import Entry, Lease, LeaseTerms, Liveness, ProbeRecord, ProbeResult
 from infinilm_registry.heartbeats import HeartbeatLedger, Survey, survey
 from infinilm_registry.service import Service
 from infinilm_registry.watch import Watch
@@ -30,6 +30,8 @@ class ServiceTable:
         self._entries: dict[str, Entry] = {}
         self._next_check = _NEVER
         self._preserving = False  # at the last check that found somebody silent
+        self.stale = False  # as a whole: it may lack what others know, so nobody is given up
+        self.on_renewal: Callable[[str], None] = _nothing  # told of signs of life that we get
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -62,7 +64,7 @@ class ServiceTable:
         same = old is not None and old.service.generation == service.generation
         fresh = Entry(service, lease, time.time())
         if old and same:
-            fresh = replace(fresh, probe=old.probe, liveness=_after_sign_of_life(old))
+            fresh = replace(fresh, probe=old.probe, liveness=self._after_sign_of_life(old))
         self._entries[service.name] = fresh
         self._count_beat(service, now, anew=not same)
         self._next_check = min(self._next_check, lease.expires_at)
@@ -75,7 +77,46 @@ class ServiceTable:
         self._count_beat(entry.service, now, anew=entry.liveness is not Liveness.FRESH)
         renewed = replace(entry, lease=lease, last_heartbeat=time.time())
         self._next_check = min(self._next_check, lease.expires_at)
-        self._replace(replace(renewed, liveness=_after_sign_of_life(entry)))
+        self._replace(replace(renewed, liveness=self._after_sign_of_life(entry)))
+        self.on_renewal(name)
+
+    def hear_elsewhere(self, names: Iterable[str]) -> None:
+        """Others who share our store have heard these, within the time of their leases there."""
+        now, today = self._clock(), time.time()
+        for name in names:
+            if entry := self._entries.get(name):
+                self._count_beat(entry.service, now, anew=entry.liveness is not Liveness.FRESH)
+                lease = self.terms.grant(entry.service, now)
+                self._next_check = min(self._next_check, lease.expires_at)
+                at = max(entry.last_heartbeat, today - self.terms.shared_ttl(entry.service))
+                alive = self._after_sign_of_life(entry)
+                self._replace(replace(entry, lease=lease, last_heartbeat=at, liveness=alive))
+
+    def lapse(self, name: str) -> None:
+        """Nobody who shares our store has heard it for the time of its lease there."""
+        entry, now = self._entries.get(name), self._clock()
+        if entry is None or self.stale:
+            return
+        full = self.terms.grant(entry.service, now)
+        spent = min(full.ttl, self.terms.shared_ttl(entry.service))
+        lease = Lease(full.ttl, full.expires_at - spent, full.removable_at - spent)
+        self._ledger.silence(name)
+        self._next_check = min(self._next_check, lease.expires_at)
+        self._replace(replace(entry, lease=lease))
+
+    def set_stale(self, *, stale: bool) -> None:
+        """Say that all here may be out of date, or is no more: then everything has a full lease."""
+        if self.stale == stale:
+            return
+        self.stale = stale
+        self.version += 1
+        self._next_check = self._clock()
+        if not stale:
+            for entry in self._living():
+                lease = self.terms.grant(entry.service, self._clock())
+                liveness = self._after_sign_of_life(entry)
+                self._replace(replace(entry, lease=lease, liveness=liveness))
+        self._watch.advance()
 
     def _count_beat(self, service: Service, now: float, *, anew: bool) -> None:
         if anew:
@@ -102,6 +143,10 @@ class ServiceTable:
         """Let time pass: mark what is silent. Cheap until the next lease runs out."""
         now = self._clock()
         if now < self._next_check:
+            return
+        if self.stale:
+            self._mark(self._living(), Liveness.STALE)
+            self._next_check = now + _RECHECK_SECONDS
             return
         preserving = self.survey().preserving
         if self._preserving and not preserving:
@@ -145,7 +190,7 @@ class ServiceTable:
     def removable(self) -> list[Service]:
         """Given up and silent for so long that they can go; none while many are silent."""
         self.refresh()
-        if self.survey().preserving:
+        if self.stale or self.survey().preserving:
             return []
         return [entry.service for entry in self._entries.values() if self.is_silent(entry.service)]
 
@@ -174,6 +219,12 @@ class ServiceTable:
     def _share(self, entry: Entry, now: float) -> float:
         return 0.0 if entry.probe.falling_silent else self._ledger.share(entry.service.name, now)
 
+    def _after_sign_of_life(self, entry: Entry) -> Liveness:
+        # It reaches us, but do we reach it? Unanswered probes stay judged until one is answered.
+        if entry.probe.unanswered:
+            return entry.liveness
+        return Liveness.STALE if self.stale else Liveness.FRESH
+
     def _replace(self, entry: Entry) -> None:
         old = self._entries[entry.service.name]
         self._entries[entry.service.name] = entry
@@ -194,6 +245,5 @@ def _before(entry: Entry, result: ProbeResult) -> ProbeRecord:
     return ProbeRecord() if lifted and entry.liveness is Liveness.STALE else entry.probe
 
 
-def _after_sign_of_life(entry: Entry) -> Liveness:
-    # It reaches us, but do we reach it? Unanswered probes stay judged until one is answered.
-    return entry.liveness if entry.probe.unanswered else Liveness.FRESH
+def _nothing(_: str) -> None:
+    pass

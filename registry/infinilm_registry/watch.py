@@ -11,14 +11,19 @@ class Watch:
     """A counter that wakes its waiters; starts at wall-clock milliseconds, so never repeats."""
 
     def __init__(self, start: int | None = None) -> None:
-        self.revision = int(time.time() * 1000) if start is None else start
+        self._revision = int(time.time() * 1000) if start is None else start
         self.waiting = 0
         self._closed = False
         self._changed = asyncio.Event()
 
+    @property
+    def revision(self) -> int:
+        """The number of the list as it is."""
+        return self._revision
+
     def advance(self) -> None:
         """The list is not what it was."""
-        self.revision += 1
+        self._revision += 1
         self._wake()
 
     def close(self) -> None:

@@ -77,7 +77,7 @@ def test_ten_faults_of_one_file_are_reported_at_once_with_file_key_value_and_rea
 
 def test_faults_of_flags_environment_and_file_come_together(tmp_path: Path) -> None:
     file = write(tmp_path / "c.json", {"registry": {"port": "x"}, "other": 1})
-    flags = ["--config", file, "--write-rate", "0", "--nonsense", "--store", "etcd://h:2379"]
+    flags = ["--config", file, "--write-rate", "0", "--nonsense", "--store", "etcd://u@h:2379"]
     assert faults_of(
         flags, {"INFINILM_REGISTRY_HOST": ""} | {"INFINILM_REGISTRY_STORE": "x://"}
     ) == {

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from rig.engine_answer import Record
 from rig.engine_script import Json
+from rig.etcd_proxy import EtcdProxy
 from rig.fake_engine import FakeEngine, Settings
 from rig.fake_registry import FakeRegistry
 from rig.processes import free_port
@@ -24,7 +25,7 @@ class Farm:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._fakes: list[FakeEngine | FakeRegistry | Relay] = []
+        self._fakes: list[FakeEngine | FakeRegistry | Relay | EtcdProxy] = []
         self._reserved: list[socket.socket] = []
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float = 20.0) -> T:
@@ -53,6 +54,13 @@ class Farm:
         self.call(relay.start())
         self._fakes.append(relay)
         return relay
+
+    def etcd_proxy(self, target_port: int) -> EtcdProxy:
+        """A proxy on a free port that stands for an etcd member's; faults: etcd_proxy.py."""
+        proxy = EtcdProxy(target_port)
+        self.call(proxy.start())
+        self._fakes.append(proxy)
+        return proxy
 
     def apply(self, engine: FakeEngine, **change: Any) -> None:
         """Merge settings into an engine."""

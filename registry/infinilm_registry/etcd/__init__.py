@@ -1,0 +1,1 @@
+"""The membership in etcd, shared by several registries: see docs/ARCHITECTURE.md."""
