@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from rig.farm import Farm, farm
 from rig.processes import programs
 
 TXN = "/v3/kv/txn"
-QUICK = Pace(check=0.1, compare=3600, stale_after=1.5, retry=0.05)
+CALM = Pace(check=0.1, compare=3600, stale_after=60, retry=0.05)
 MakeService = Callable[..., Service]
 
 
@@ -54,7 +55,7 @@ def proxy(fakes: Farm, etcd: Cluster) -> EtcdProxy:
 class View:
     """One registry's insides."""
 
-    def __init__(self, place: Place, pace: Pace = QUICK, terms: LeaseTerms | None = None) -> None:
+    def __init__(self, place: Place, pace: Pace = CALM, terms: LeaseTerms | None = None) -> None:
         self.watch = SharedWatch()
         self.table = ServiceTable(terms or LeaseTerms(), self.watch)
         self.members = EtcdMembership(place, self.table, (), pace)
@@ -238,7 +239,7 @@ def test_a_lost_event_is_repaired_by_the_next_whole_read(
 ) -> None:
     async def scenario(world: World) -> None:
         east = await world.view()
-        deaf = await world.view(proxy.port, pace=Pace(0.1, 1.0, 1.5, 0.05))
+        deaf = await world.view(proxy.port, pace=replace(CALM, compare=1.0))
         await east.register(service("e0"))
         await until(lambda: deaf.names == ["e0"], "heard")
         proxy.faults.lost_key = Place(("",), world.cluster).service_key("e0")
@@ -318,7 +319,7 @@ def test_without_etcd_reads_go_on_and_writes_are_refused_until_it_is_back(
 ) -> None:
     async def scenario(world: World) -> None:
         relay = fakes.relay(world.etcd.members[0].port)
-        view = await world.view(relay.port)
+        view = await world.view(relay.port, pace=replace(CALM, stale_after=1.0))
         stored = await view.register(service(instance_id="i", heartbeat_interval=0.1))
         await asyncio.to_thread(fakes.call, relay.close())
         await until(lambda: view.members.down, "noticed")
