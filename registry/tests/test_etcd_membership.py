@@ -63,7 +63,7 @@ class View:
 
     @property
     def names(self) -> list[str]:
-        return [entry.service.name for entry in self.table.entries()]
+        return sorted(entry.service.name for entry in self.table.entries())
 
     async def register(self, service: Service) -> Service:
         return await self.members.submit(commands.register(service, 1000))

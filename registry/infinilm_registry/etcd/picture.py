@@ -99,7 +99,7 @@ class Picture:
 
     def _show(self, changes: list[Change]) -> int:
         """Bring changes into the table; how many of them are of registrations."""
-        # By age, so that all registries list services in the same order.
+        # A whole read comes in the order of names; the list is in the order of registration.
         changes.sort(key=lambda change: change.now.create_revision if change.now else 0)
         services: dict[str, Service | None] = {}
         for change in changes:
