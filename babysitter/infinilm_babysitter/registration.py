@@ -63,6 +63,7 @@ class Registrar:
         self._interval = config.timing.heartbeat_interval
         self._wake = asyncio.Event()
         self._tried = asyncio.Event()
+        self._registered_now = False
         self._loop_task: asyncio.Task[None] | None = None
         self.problem = ""
         """Why the registry is not up to date; empty when it is."""
@@ -142,7 +143,7 @@ class Registrar:
             else:
                 self._report("")
                 failures = 0
-                delay = self._interval * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+                delay = self._heartbeat_delay()
             if not self._wake.is_set():
                 self._tried.set()
             await self._sleep(delay)
@@ -153,6 +154,13 @@ class Registrar:
                 await self._wake.wait()
         except TimeoutError:
             pass
+
+    def _heartbeat_delay(self) -> float:
+        # After a registration anywhere in the interval: babysitters that were started together
+        # would otherwise come together, and all at once to a registry that forgot them.
+        least = 0.0 if self._registered_now else 1 - JITTER
+        self._registered_now = False
+        return self._interval * random.uniform(least, 1 + JITTER)  # noqa: S311  # jitter, no secret
 
     def _retry_delay(self, failures: int) -> float:
         longest = min(FIRST_RETRY * 2.0 ** min(failures, 16), self._interval)
@@ -194,6 +202,7 @@ class Registrar:
         if answer.status >= 300:
             raise RefusedError(f"registration of {entry.name} refused: {answer.error}")
         entry.known = wanted
+        self._registered_now = True
         self._follow_interval(answer)
         log.info("registered name=%s status=%s", entry.name, wanted["status"])
 
