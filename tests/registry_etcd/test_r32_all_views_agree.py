@@ -1,0 +1,115 @@
+"""R32: after a storm of changes, kills and a partition, every view is what etcd holds."""
+
+import random
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from rig.etcd_cluster import Cluster
+from rig.fleet import Fleet, registration
+from rig.processes import wait_until
+from rig.routers import SLOW, Router
+
+NAMES = [f"s{number}" for number in range(8)]
+SETTLE = 2.0  # seconds in which the other registry hears of a change, as promised
+
+
+@dataclass
+class History:
+    """What was acknowledged, and what watchers saw, in the order of our clock."""
+
+    removed: dict[str, float] = field(default_factory=dict)  # when acknowledged, until added anew
+    violations: list[str] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def check(self, names: list[str], asked: float, where: str) -> None:
+        """No name twice, and none that was removed before we asked and not added since."""
+        with self.lock:
+            gone = {name for name, at in self.removed.items() if at < asked}
+        doubled = [name for name, count in Counter(names).items() if count > 1]
+        self.violations += [f"{where}: {name} twice" for name in doubled]
+        self.violations += [f"{where}: {name} came back" for name in gone & set(names)]
+
+
+def operate(fleet: Fleet, history: History, generator: random.Random) -> None:
+    """One random change at a random registry; only who begins it knows of it."""
+    name, number = generator.choice(NAMES), generator.randrange(2)
+    if generator.random() < 0.6:
+        with history.lock:
+            history.removed.pop(name, None)  # it may be there from now on, whatever the answer
+        body = registration(name, 1001, metadata={"type": "test"})
+        status = fleet.call(number, "POST", "/services", json=body).status_code
+    else:
+        status = fleet.call(number, "DELETE", f"/services/{name}").status_code
+        if status in (200, 404):
+            with history.lock:
+                history.removed[name] = time.monotonic()
+    history.counts[status] += 1
+
+
+def watch(fleet: Fleet, number: int, history: History, stop: threading.Event) -> None:
+    """Look at the registry that acknowledges: what it has acknowledged it must not take back."""
+    while not stop.wait(0.02):
+        asked = time.monotonic() - SETTLE
+        history.check(fleet.listed(number), asked, f"registry {number}")
+
+
+def storm(fleet: Fleet, etcd: Cluster, history: History, operations: int, kills: int) -> None:
+    """Operations one after the other, with members killed and started between."""
+    generator = random.Random(f"storm {operations}")
+    stop = threading.Event()
+    watchers = [
+        threading.Thread(target=watch, args=(fleet, number, history, stop)) for number in (0, 1)
+    ]
+    for watcher in watchers:
+        watcher.start()
+    for step in range(operations):
+        operate(fleet, history, generator)
+        if kills and step % (operations // kills) == operations // kills // 2:
+            member = generator.choice(etcd.members)
+            member.kill()
+            operate(fleet, history, generator)
+            member.start()
+            wait_until(member.answers, 30, "the member is back", every=0.1)
+    stop.set()
+    for watcher in watchers:
+        watcher.join(20)
+
+
+def router_names_of(router: Router) -> set[str]:
+    return {service["name"] for service in router.get("/services")["services"]}
+
+
+def agree(fleet: Fleet, etcd: Cluster) -> bool:
+    stored = etcd.services()
+    engines = {engine.name for engine in fleet.engines}
+    lists = [fleet.listed(number) == sorted(stored) for number in (0, 1)]
+    routers = [engines <= router_names_of(router) for router in fleet.routers]
+    return all(lists) and all(routers)
+
+
+@pytest.mark.parametrize(("operations", "kills"), [(60, 1), pytest.param(1000, 9, marks=SLOW)])
+def test_r32_all_views_agree_after_a_storm(
+    etcd: Cluster, fleet: Fleet, operations: int, kills: int
+) -> None:
+    history = History()
+    storm(fleet, etcd, history, operations, kills)
+    # A member that is paused and goes on is a partition that heals: its peers could not reach it.
+    etcd.members[0].pause()
+    generator = random.Random("partition")
+    for _ in range(operations // 10):
+        operate(fleet, history, generator)
+    etcd.members[0].go_on()
+    quiet = time.monotonic()
+    wait_until(lambda: agree(fleet, etcd), 20, "all views agree")
+    print(
+        f"R32: {sum(history.counts.values())} operations {dict(history.counts)}, "
+        f"all agree after {time.monotonic() - quiet:.2f} s"
+    )
+    assert history.violations == []
+    assert history.counts[201] > operations // 4
+    assert set(history.counts) <= {200, 201, 404, 503}
