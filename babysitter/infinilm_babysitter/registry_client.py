@@ -49,18 +49,28 @@ class RegistryClient:
     async def call(
         self, method: str, path: str, body: Mapping[str, object] | None = None
     ) -> Answer:
-        """Raises RegistryUnavailableError with the reason of every registry."""
-        reasons = []
+        """The answer of the first registry that is well.
+
+        One that is `degraded` is heard only if no other knows us: what it takes from us, it may not
+        be able to pass on. Raises RegistryUnavailableError with the reason of every registry.
+        """
+        reasons, second_best = [], None
         for url in self.urls:
             try:
                 answer = await self._send(method, url + path, body)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 reasons.append(f"{url}: {str(error) or type(error).__name__}")
                 continue
-            if answer.status < 500:
+            if answer.status >= 500:
+                reasons.append(f"{url}: {answer.error}")
+            elif answer.body.get("degraded") is True:
+                second_best = second_best or (url, answer)
+            elif second_best is None or answer.status < 300:
                 self._prefer(url)
                 return answer
-            reasons.append(f"{url}: {answer.error}")
+        if second_best is not None:
+            self._prefer(second_best[0])
+            return second_best[1]
         raise RegistryUnavailableError("; ".join(reasons))
 
     async def _send(self, method: str, url: str, body: Mapping[str, object] | None) -> Answer:

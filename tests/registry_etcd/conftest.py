@@ -1,23 +1,24 @@
 """Fixtures of R31 and R32: three members of etcd, two registries, two routers, three engines."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from rig.etcd_cluster import Cluster, etcd_cluster
 from rig.fleet import Fleet
-from rig.processes import Programs
+from rig.processes import programs
 
 
-@pytest.fixture
-def etcd(run: Programs, tmp_path: Path) -> Iterator[Cluster]:
-    with etcd_cluster(run, tmp_path / "etcd") as cluster:
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with programs() as run, etcd_cluster(run, tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
 
 
-@pytest.fixture
-def fleet(run: Programs, tmp_path: Path, etcd: Cluster) -> Iterator[Fleet]:
-    made = Fleet(run, tmp_path, etcd)
-    yield made
-    made.close()
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory, etcd: Cluster) -> Iterator[Fleet]:
+    """Started once for a module: every test leaves it whole."""
+    with programs() as run:
+        made = Fleet(run, tmp_path_factory.mktemp("fleet"), etcd)
+        yield made
+        made.close()
