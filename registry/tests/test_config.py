@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from infinilm_registry.cli import main
-from infinilm_registry.config import DEFAULT_STORE, ConfigError, load
+from infinilm_registry.config import DEFAULT_STORE, ConfigError, RegistryConfig, load
+from infinilm_registry.entry import LeaseTerms
 from rig.processes import ROOT, Programs
 
 
@@ -122,3 +123,10 @@ def test_check_config_prints_the_effective_settings_and_no_secret(run: Programs)
     assert printed["allowed_networks"] == ["10.0.0.0/8", "fd00::/8"]
     assert (printed["port"], printed["store"], printed["token_set"]) == (0, "memory", True)
     assert "hush" not in program.output
+
+
+def test_the_limits_and_times_of_a_registry_that_nobody_configured() -> None:
+    config, terms = RegistryConfig(), LeaseTerms()
+    assert (config.max_services, config.write_rate) == (10_000, 50)
+    assert (config.heartbeat_timeout, config.removal_timeout) == (120, 300)
+    assert (terms.heartbeat_timeout, terms.removal_timeout) == (120, 300)

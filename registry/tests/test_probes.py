@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
-from infinilm_registry.probes import GuardedResolver
+from infinilm_registry.entry import LeaseTerms, ProbeResult
+from infinilm_registry.probes import GuardedResolver, Prober, ProbeSettings
+from infinilm_registry.table import ServiceTable
+from infinilm_registry.watch import Watch
 from rig.processes import free_port, wait_until
 
 Body = Callable[..., dict[str, Any]]
@@ -198,3 +201,37 @@ def test_r34_a_name_that_leads_elsewhere_now_is_not_called() -> None:
     assert asyncio.run(addresses("127.0.0.0/8")) == ["127.0.0.1"]
     with pytest.raises(OSError, match="no address that may be called"):
         asyncio.run(addresses("10.0.0.0/8"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "held", "expected"),
+    [
+        ({"/health": 200}, False, ProbeResult.GOOD),
+        ({"/health": 503}, False, ProbeResult.BAD),
+        ({}, False, ProbeResult.BAD),
+        ({"/health": 200}, True, ProbeResult.SILENT),
+        (None, False, ProbeResult.REFUSED),
+    ],
+    ids=["good", "bad", "nothing served", "silent", "refused"],
+)
+def test_a_probe_tells_refusal_from_silence_and_from_a_bad_answer(
+    engine: Any, service: Any, answers: dict[str, int] | None, held: bool, expected: ProbeResult
+) -> None:
+    if answers is None:
+        port = free_port()
+    else:
+        server = engine(answers)
+        port = server.port
+        if held:
+            server.hold.clear()
+
+    async def probe() -> ProbeResult:
+        table = ServiceTable(LeaseTerms(), Watch(0))
+        prober = Prober(table, ProbeSettings(3600, 0.5))
+        url = f"http://127.0.0.1:{port}"
+        try:
+            return await prober.probe_now(service(port=port, url=url))
+        finally:
+            await prober.close()
+
+    assert asyncio.run(probe()) is expected
