@@ -155,7 +155,11 @@ def test_rules_of_instances_hold_although_a_registry_has_not_heard_yet(
         east, deaf = await world.view(), await world.view(proxy.port)
         proxy.faults.lost_key = Place(("",), world.cluster).service_key("engine")
         first = await east.register(service(instance_id="old"))
-        # It has not heard of any registration, and yet this one is the next generation.
+        assert deaf.names == []
+        await deaf.members.submit(commands.update("engine", {"weight": 3}, Sender("old")))
+        with pytest.raises(InstanceMismatchError):
+            await deaf.remove("engine", Sender("stranger"))
+        # It has not heard of what others store, and yet its registrations are the next ones.
         second = await deaf.register(service(instance_id="new"))
         assert (first.generation, second.generation) == (1, 2)
         third = await east.register(service(instance_id="newest"))

@@ -5,12 +5,14 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from rig.etcd_cluster import Cluster
 from rig.fleet import Fleet, registration
-from rig.processes import wait_until
+from rig.namespaces import network
+from rig.processes import Programs, wait_until
 from rig.routers import SLOW, Router
 
 NAMES = [f"s{number}" for number in range(8)]
@@ -111,5 +113,33 @@ def test_r32_all_views_agree_after_a_storm(
         f"all agree after {time.monotonic() - quiet:.2f} s"
     )
     assert history.violations == []
+    assert history.counts[201] > operations // 4
+    assert set(history.counts) <= {200, 201, 404, 503}
+
+
+@pytest.mark.parametrize("operations", [10, pytest.param(100, marks=SLOW)])
+def test_r32_a_leader_whose_cable_is_pulled_comes_back_to_the_same_view(
+    run: Programs, tmp_path: Path, operations: int
+) -> None:
+    history, generator = History(), random.Random("cable")
+    with network("m0", "m1", "m2", "fleet") as net, net["fleet"].inside():
+        etcd = Cluster(run, tmp_path / "etcd", hosts=[net["m0"], net["m1"], net["m2"]])
+        fleet = Fleet(run, tmp_path, etcd)
+        try:
+            leader = etcd.leader
+            etcd.members.sort(key=lambda member: member is leader)  # others are asked before it
+            net[leader.name].link(up=False)
+            for _ in range(operations):
+                operate(fleet, history, generator)
+            net[leader.name].link(up=True)
+            quiet = time.monotonic()
+            wait_until(lambda: agree(fleet, etcd), 20, "all views agree")
+            wait_until(leader.answers, 20, "the leader of before follows")
+        finally:
+            fleet.close()
+    print(
+        f"R32: leader cut off, {dict(history.counts)}, all agree after "
+        f"{time.monotonic() - quiet:.2f} s"
+    )
     assert history.counts[201] > operations // 4
     assert set(history.counts) <= {200, 201, 404, 503}

@@ -1,15 +1,16 @@
-"""Real etcd members on loopback: killed, stopped, continued, and read behind everybody's back."""
+"""Real etcd members: killed, stopped, continued, cut off, and read behind everybody's back."""
 
 import base64
 import contextlib
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 
+from rig.namespaces import Host
 from rig.processes import Program, Programs, free_port, wait_until
 
 CLIENT, PEER = 0, 1  # which of a member's two ports
@@ -18,10 +19,12 @@ CLIENT, PEER = 0, 1  # which of a member's two ports
 class Member:
     """One etcd process and the folder with its data; a new process finds what the old one left."""
 
-    def __init__(self, run: Programs, name: str, folder: Path) -> None:
+    def __init__(self, run: Programs, name: str, folder: Path, host: Host | None = None) -> None:
         self.name = name
+        self.host = host
         self.port = free_port()
-        self.urls = tuple(f"http://127.0.0.1:{self.port + offset}" for offset in (CLIENT, PEER))
+        address = host.address if host else "127.0.0.1"
+        self.urls = tuple(f"http://{address}:{self.port + offset}" for offset in (CLIENT, PEER))
         self._run = run
         self._folder = folder
         self._members = ""
@@ -31,13 +34,14 @@ class Member:
         """Start it (again); `members` are all members of its cluster, the same at each start."""
         self._members = members or self._members
         client, peer = self.urls
-        self.program = self._run.start(
-            "etcd",
-            *("--name", self.name, "--data-dir", self._folder),
-            *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-            *("--initial-cluster", self._members, "--log-level", "error"),
-        )
+        with self.host.inside() if self.host else contextlib.nullcontext():
+            self.program = self._run.start(
+                "etcd",
+                *("--name", self.name, "--data-dir", self._folder),
+                *("--listen-client-urls", client, "--advertise-client-urls", client),
+                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+                *("--initial-cluster", self._members, "--log-level", "error"),
+            )
 
     def kill(self) -> None:
         assert self.program
@@ -63,10 +67,15 @@ class Member:
 
 
 class Cluster:
-    """Members m0, m1, ... that have found each other."""
+    """Members m0, m1, ... that have found each other: on loopback, or each on its host."""
 
-    def __init__(self, run: Programs, folder: Path, size: int = 3) -> None:
-        self.members = [Member(run, f"m{n}", folder / f"m{n}") for n in range(size)]
+    def __init__(
+        self, run: Programs, folder: Path, size: int = 3, hosts: Sequence[Host] = ()
+    ) -> None:
+        places = hosts or [None] * size
+        self.members = [
+            Member(run, f"m{n}", folder / f"m{n}", place) for n, place in enumerate(places)
+        ]
         self._all = ",".join(f"{member.name}={member.urls[PEER]}" for member in self.members)
         self.start()
 

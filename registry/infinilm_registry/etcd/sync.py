@@ -25,7 +25,7 @@ _JUDGE_SECONDS = 0.25
 class Pace:
     """Seconds: between checks, between whole reads, without contact until stale, between tries."""
 
-    check: float = 2.0
+    check: float = 1.0
     compare: float = 30.0
     stale_after: float = 6.0
     retry: float = 0.3
