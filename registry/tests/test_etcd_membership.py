@@ -299,6 +299,24 @@ def test_a_heartbeat_anywhere_keeps_a_service_alive_everywhere(
     play(scenario)
 
 
+def test_a_lease_that_ended_unheard_is_replaced_at_the_next_heartbeat(
+    play: Play, service: MakeService, proxy: EtcdProxy
+) -> None:
+    async def scenario(world: World) -> None:
+        east, deaf = await world.view(), await world.view(proxy.port)
+        await deaf.register(service())
+        proxy.faults.lost_key = Place(("",), world.cluster).alive_key("engine")
+        lease = deaf.members.picture.lease_of("engine")
+        assert lease
+        await east.members._leases.revoke(lease)
+        await until(lambda: proxy.lost, "the end of the lease is not told")
+        assert deaf.members.picture.lease_of("engine") == lease
+        deaf.table.renew("engine")  # etcd answers a keep-alive of a dead lease with 200 as well
+        await until(lambda: east.members.picture.lease_of("engine"), "another lease")
+
+    play(scenario)
+
+
 def test_clean_up_spares_who_was_heard_elsewhere(play: Play, service: MakeService) -> None:
     async def scenario(world: World) -> None:
         east, west = await world.view(), await world.view()

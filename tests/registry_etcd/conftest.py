@@ -9,15 +9,15 @@ from rig.fleet import Fleet
 from rig.processes import programs
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with programs() as run, etcd_cluster(run, tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory, etcd: Cluster) -> Iterator[Fleet]:
-    """Started once for a module: every test leaves it whole."""
+    """Started once: every test leaves it whole, with the engines alone registered."""
     with programs() as run:
         made = Fleet(run, tmp_path_factory.mktemp("fleet"), etcd)
         yield made

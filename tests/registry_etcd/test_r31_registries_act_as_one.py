@@ -3,14 +3,17 @@
 import itertools
 import threading
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rig.etcd_cluster import Cluster
-from rig.fleet import Fleet
+from rig.fleet import Fleet, etcd_registry
 from rig.load_client import Outcome
-from rig.processes import wait_until
+from rig.processes import Programs, wait_until
 from rig.routers import SLOW
+from rig.system import Babysitter, stop_all
 from rig.traffic import faults
 
 
@@ -119,3 +122,31 @@ def test_r31_paused_members_are_found_again_without_a_restart(
     check(fleet, outcomes, f"all members paused for {seconds:g} s and more")
     print(f"R31: current again {recovered:.2f} s after the pause")
     assert recovered <= 10  # measured: below 3 s; the promise of 5 s has room for a loaded machine
+
+
+def test_r31_a_babysitter_goes_on_at_the_next_registry_without_registering_anew(
+    run: Programs, tmp_path: Path, etcd: Cluster, fleet: Fleet
+) -> None:
+    first = etcd_registry(run, etcd.store)
+    both = f"{first.wait_listening()},{fleet.urls[0]}"
+    sitter = Babysitter(run, tmp_path, "sitter", both)
+
+    def entry() -> Any:
+        answer = fleet.call(1, "GET", f"/services/{sitter.engine_name}")
+        return answer.json() if answer.status_code == 200 else None
+
+    before = wait_until(entry, 30, "registered")
+    first.kill()
+    sitter.program.wait_for_line("registry changed", 20)
+    wait_until(
+        lambda: (
+            fleet.call(0, "GET", f"/services/{sitter.engine_name}").json()["last_heartbeat"]
+            > before["last_heartbeat"] + 2
+        ),
+        20,
+        "heartbeats at the other registry",
+    )
+    after = entry()
+    assert (after["generation"], after["is_healthy"]) == (before["generation"], True)
+    stop_all([sitter])
+    wait_until(lambda: set(fleet.listed(1)) == {"e0", "e1", "e2"}, 5, "unregistered everywhere")

@@ -112,12 +112,14 @@ def test_r32_all_views_agree_after_a_storm(
         f"R32: {sum(history.counts.values())} operations {dict(history.counts)}, "
         f"all agree after {time.monotonic() - quiet:.2f} s"
     )
+    for name in NAMES:
+        fleet.call(0, "DELETE", f"/services/{name}")
     assert history.violations == []
     assert history.counts[201] > operations // 4
     assert set(history.counts) <= {200, 201, 404, 503}
 
 
-@pytest.mark.parametrize("operations", [10, pytest.param(100, marks=SLOW)])
+@pytest.mark.parametrize("operations", [pytest.param(50, marks=SLOW)])
 def test_r32_a_leader_whose_cable_is_pulled_comes_back_to_the_same_view(
     run: Programs, tmp_path: Path, operations: int
 ) -> None:

@@ -25,7 +25,7 @@ class Fleet:
     def __init__(self, run: Programs, folder: Path, etcd: Cluster, engines: int = 3) -> None:
         self.etcd = etcd
         self.engines = engine_processes(run, engines)
-        self.registries = [_registry(run, etcd.store) for _ in range(2)]
+        self.registries = [etcd_registry(run, etcd.store) for _ in range(2)]
         self.urls = [registry.wait_listening() for registry in self.registries]
         self._session = requests.Session()
         self._session.trust_env = False
@@ -102,7 +102,8 @@ def _call(number: int) -> Any:
     return chat_call(stream=number % 2 == 0, max_tokens=5)
 
 
-def _registry(run: Programs, store: str) -> Program:
+def etcd_registry(run: Programs, store: str) -> Program:
+    """A registry on that etcd; it does not probe, so that only heartbeats count."""
     flags = ("--host", "127.0.0.1", "--port", "0", "--store", store)
     quick = ("--write-rate", "100000", "--write-burst", "100000", "--health-interval", "3600")
     return run.python("registry/service_registry.py", *flags, *quick)
