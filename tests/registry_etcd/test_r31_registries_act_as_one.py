@@ -135,7 +135,8 @@ def test_r31_a_babysitter_goes_on_at_the_next_registry_without_registering_anew(
         answer = fleet.call(1, "GET", f"/services/{sitter.engine_name}")
         return answer.json() if answer.status_code == 200 else None
 
-    before = wait_until(entry, 30, "registered")
+    sitter.program.wait_for_line(f"registered name={sitter.engine_name}", 30)
+    before = wait_until(entry, 5, "listed")
     first.kill()
     sitter.program.wait_for_line("registry changed", 20)
     wait_until(
