@@ -131,6 +131,8 @@ def test_every_kind_of_step_in_the_schema_can_be_done() -> None:
         {"json": {"a": 2}},
         {"json": {"b": 1}},
         {"body": "other"},
+        {"lines": ["other"]},
+        {"lines": ["{.a."]},
         {"pattern": 5},
         {"base64": "AAAA"},
         {"events": ["[DONE]"]},

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,9 @@ def _body(expect: Json, response: Response) -> list[str]:
         found += differences(expect["json"], _json(response.body))
     if "body" in expect and response.body != expect["body"].encode():
         found.append(f"body is not {expect['body']!r}")
+    for line in expect.get("lines", ()):
+        if not re.search(f"^(?:{line})$", response.body.decode(), re.MULTILINE):
+            found.append(f"no line of the body matches {line!r}")
     if "pattern" in expect and response.body != pattern(expect["pattern"]):
         found.append(f"body of {len(response.body)} bytes is not the expected one")
     if "base64" in expect and response.body != base64.b64decode(expect["base64"]):

@@ -30,6 +30,7 @@ from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.fetch import control_session
+from infinilm_router.utils.metrics import Counters
 from infinilm_router.utils.time import DeadlineQueue
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ FIRST_MODELS_TIME: Final = 1.0  # seconds
 NEEDS_RESTART: Final = ("host", "router_port", "registry_urls", "state_dir")
 QUIET_CHECK: Final = 0.05  # seconds
 ERROR_EVENT_TIME: Final = 1.0  # seconds for the last error events to reach their clients
+AT_ONCE: Final = 0.1  # the same, after a second signal
 
 
 class App:
@@ -80,6 +82,7 @@ class App:
         loop = asyncio.get_running_loop()
         queue = DeadlineQueue(loop)
         book = LoadBook(config.max_errors)
+        counters = Counters()
         store = TableStore(on_services=book.forget_missing)
         store.set_services(config.static_services, known=not config.registry_urls)
         pool = UpstreamPool(queue, config.pool_idle_timeout, config.proxy_connect_timeout)
@@ -91,6 +94,8 @@ class App:
             load=book,
             catalog=ModelCatalog(store),
             prober=prober,
+            counters=counters,
+            connections=lambda: len(gateway.clients),
             draining=lambda: gateway.draining,
             started_at=time.time(),
         )
@@ -102,6 +107,7 @@ class App:
             book=book,
             pool=pool,
             access_log=AccessLog(loop, config.access_log),
+            counters=counters,
             find_handler=find_handler(context),
         )
         self._configured += [gateway.configure, prober.configure, learner.configure]
@@ -208,8 +214,9 @@ async def _drain(gateway: Gateway, server: asyncio.Server, stop: asyncio.Queue[i
     server.close()
     if again in done:
         log.info("second signal: stopping at once")
-        return
-    await _end_the_rest(gateway)
+        await _end_the_rest(gateway, AT_ONCE)
+    else:
+        await _end_the_rest(gateway, ERROR_EVENT_TIME)
 
 
 async def _drained(gateway: Gateway, server: asyncio.Server) -> None:
@@ -227,11 +234,10 @@ async def _quiet(gateway: Gateway) -> None:
         await asyncio.sleep(QUIET_CHECK)
 
 
-async def _end_the_rest(gateway: Gateway) -> None:
+async def _end_the_rest(gateway: Gateway, patience: float) -> None:
     """Tell the streams that outlive the drain; never end them silently."""
     error = RouterError(Code.DRAINING, "the router is stopping", close=True)
     for client in list(gateway.clients):
-        if client.exchange is not None:
-            client.exchange.abort(error)
+        client.abort(error)
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(_quiet(gateway), ERROR_EVENT_TIME)
+        await asyncio.wait_for(_quiet(gateway), patience)

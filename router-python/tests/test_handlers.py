@@ -17,6 +17,7 @@ from infinilm_router.router.health import HealthProber
 from infinilm_router.router.load import LoadBook, Outcome
 from infinilm_router.router.table import TableStore
 from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.metrics import Counters
 
 
 class Router:
@@ -34,6 +35,8 @@ class Router:
             load=self.load,
             catalog=ModelCatalog(self.store),
             prober=cast("HealthProber", SimpleNamespace(last_check=self.checked.get)),
+            counters=Counters(),
+            connections=lambda: 3,
             draining=lambda: self.draining,
             started_at=0.0,
             clock=lambda: 100.0,
@@ -125,6 +128,9 @@ def test_stats_show_what_traffic_did_to_each_service(mixed: Router) -> None:
         "healthy_services": 3,
         "registry_url": "http://a:1,http://b:2",
         "in_flight": 1,
+        "requests": 0,
+        "failures": {},
+        "retries": 0,
         "draining": False,
         "panic": True,  # sick-only is served by an engine that is down
         "started_at": "1970-01-01T00:00:00.000+00:00",

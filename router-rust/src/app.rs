@@ -197,6 +197,8 @@ impl App {
             load: Arc::clone(&book),
             catalog: ModelCatalog::new(Arc::clone(&store)),
             prober: Arc::clone(&prober),
+            counters: Arc::default(),
+            connections: Arc::default(),
             draining: Box::new(move || draining.load(Ordering::Relaxed)),
             started_at: wall_time(),
         };

@@ -109,7 +109,7 @@ class World:
         assert self.listed() == self.names
         assert self.expired() == 0
         for router in self.routers:
-            assert router.get("/health")["healthy_services"] == "3/3"
+            assert router.get("/health")["healthy_services"] == "3/3", router.program.output
             assert closed_loop(router.url, [chat_call("m")], 1)[0].kind == "ok"
 
 

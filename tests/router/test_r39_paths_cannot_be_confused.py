@@ -14,6 +14,7 @@ LOCAL, ENGINE, NOT_FOUND, BAD, LONG = "local", "engine", "404", "400", "414"
 # or nobody. The router's own endpoints are taken by their exact names only.
 SPELLINGS = {
     "/services": LOCAL,
+    "/metrics": LOCAL,
     "/services?x=/v1/models": LOCAL,
     "http://router.test/services": LOCAL,
     "http://evil.test/services": BAD,
@@ -67,7 +68,6 @@ SPELLINGS = {
     "//v1/chat/completions": NOT_FOUND,
     "/v1": NOT_FOUND,
     "/v1%2fchat": NOT_FOUND,
-    "/metrics": NOT_FOUND,
     "/sleep": NOT_FOUND,
     "/" + "a" * 9000: LONG,
     "/v1/" + "a" * 9000: LONG,
@@ -84,7 +84,8 @@ def answered_by(router: Router, method: str, spelling: str) -> str:
     if answer.get("x-infinilm-error"):
         assert {"message", "type", "code"} <= set(json.loads(answer.body)["error"])
         return str(answer.status)
-    return LOCAL if b'"services":' in answer.body else f"somebody else: {answer.body[:200]!r}"
+    own = b'"services":' in answer.body or answer.body.startswith(b"# HELP infinilm_router_")
+    return LOCAL if own else f"somebody else: {answer.body[:200]!r}"
 
 
 def test_each_of_many_spellings_has_exactly_one_meaning(

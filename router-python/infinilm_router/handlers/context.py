@@ -11,6 +11,7 @@ from infinilm_router.models.catalog import ModelCatalog
 from infinilm_router.router.health import HealthProber
 from infinilm_router.router.load import LoadBook
 from infinilm_router.router.table import TableStore
+from infinilm_router.utils.metrics import Counters
 
 NOBODY = "No healthy services available"
 
@@ -34,6 +35,8 @@ class Context:
     load: LoadBook
     catalog: ModelCatalog
     prober: HealthProber
+    counters: Counters
+    connections: Callable[[], int]
     draining: Callable[[], bool]
     started_at: float
     clock: Callable[[], float] = time.monotonic

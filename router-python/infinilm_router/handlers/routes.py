@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from infinilm_router.handlers.context import Context, LocalAnswer
 from infinilm_router.handlers.health import health, status
+from infinilm_router.handlers.metrics import metrics
 from infinilm_router.handlers.models import model, models
 from infinilm_router.handlers.services import services
 from infinilm_router.handlers.stats import stats
@@ -19,6 +20,7 @@ ROUTES: Mapping[bytes, Callable[[Context], LocalAnswer]] = {
     b"/health": health,
     b"/status": status,
     b"/stats": stats,
+    b"/metrics": metrics,
     b"/services": services,
     b"/models": models,
     b"/v1/models": models,

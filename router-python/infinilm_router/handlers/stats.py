@@ -5,7 +5,10 @@ from infinilm_router.handlers.services import describe
 
 
 def stats(ctx: Context) -> LocalAnswer:
-    """Counts over all services listed; `in_flight` counts requests at engines now."""
+    """Counts over all services listed; `in_flight` counts requests at engines now.
+
+    `requests` have had their outcome, `failures` are those of them that failed, by code.
+    """
     listed = [describe(ctx, service) for service in ctx.store.current.services]
     return json_answer(
         {
@@ -13,6 +16,9 @@ def stats(ctx: Context) -> LocalAnswer:
             "healthy_services": sum(1 for service in listed if service["healthy"]),
             "registry_url": ctx.registry_url,
             "in_flight": ctx.load.in_flight,
+            "requests": sum(ctx.counters.requests.values()),
+            "failures": ctx.counters.by_code(),
+            "retries": sum(ctx.counters.retries.values()),
             "draining": ctx.draining(),
             "panic": ctx.store.current.panic,
             "started_at": iso_time(ctx.started_at),

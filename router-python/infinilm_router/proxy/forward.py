@@ -6,22 +6,17 @@ callbacks of the two connections and by its deadline; nothing waits in a task bu
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from infinilm_router.proxy.bodies import BodyReader, UntilClose, response_body
-from infinilm_router.proxy.heads import (
-    MAX_RESPONSE_HEAD,
-    Broken,
-    RequestHead,
-    ResponseHead,
-    line_ends_are_clean,
-)
+from infinilm_router.proxy.ends import bad_gateway, check_partial_head, connect_failed, own_fields
+from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken, RequestHead, ResponseHead
 from infinilm_router.proxy.pool import UpstreamConnection
 from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
 from infinilm_router.router.load import InFlight, Outcome
 from infinilm_router.router.selection import Choice, Request, choose, explain
 from infinilm_router.router.table import Service
-from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.errors import CLIENT_CLOSED, CLIENT_ENDS, ENGINE_ERROR, Code, RouterError
 
 if TYPE_CHECKING:
     from infinilm_router.proxy.server import ClientConnection
@@ -31,6 +26,15 @@ RETRY_JITTER: Final = 0.025  # seconds; spreads the retries of a burst
 ENGINE_FAULT_STATUS: Final = frozenset((502, 503, 504))
 NO_REQUEST: Final = Request()
 RETRY_ON_RESET: Final = "reset-before-headers"
+
+
+class FailedAttempt(NamedTuple):
+    """An attempt that failed where the request may still succeed on another engine."""
+
+    service: Service
+    number: int
+    phase: str
+    error: RouterError
 
 
 class Exchange:
@@ -43,6 +47,7 @@ class Exchange:
     choice: Choice | None = None
     ended = False
     request = NO_REQUEST
+    _failed: FailedAttempt | None = None
     _in_flight: InFlight | None = None
     _connecting: asyncio.Task[None] | None = None
     _retry: asyncio.TimerHandle | None = None
@@ -80,12 +85,15 @@ class Exchange:
         try:
             choice = choose(gateway.store.current, self.request, gateway.book, now, gateway.rules)
         except RouterError as error:
+            self._failed = None
             self._fail(last_error or error)
             return
         if choice is None:
             assert last_error is not None  # the first attempt has tried nobody
+            self._failed = None
             self._fail(last_error)
             return
+        self._tell_failed_attempt()
         self.choice = choice
         self.attempts += 1
         self._in_flight = gateway.book.begin(choice.service, now)
@@ -108,24 +116,17 @@ class Exchange:
 
     def _connect_failed(self, service: Service, error: OSError | UnicodeError) -> None:
         self._leave_engine(Outcome.ENGINE_FAULT)
-        if isinstance(error, TimeoutError):
-            reason = "connection timed out"
-        elif isinstance(error, ConnectionRefusedError):
-            reason = "connection refused"
-        else:
-            reason = f"connection failed ({error})"
-        failed = RouterError(
-            Code.CONNECT_FAILED, f"Service unavailable - {reason}: engine '{service.name}'"
-        )
-        self._retry_or_fail(failed)
+        self._retry_or_fail(connect_failed(service, error))
 
     def _retry_or_fail(self, error: RouterError) -> None:
         """Try one more engine when the budget allows it."""
         gateway = self._gateway
-        if self.choice is not None:
-            self.request.tried += (self.choice.service.name,)
+        assert self.choice is not None
+        service = self.choice.service
+        self.request.tried += (service.name,)
         if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
             delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
+            self._failed = FailedAttempt(service, self.attempts, self.phase, error)
             self._retry = gateway.loop.call_later(delay, self._attempt, error)
         else:
             self._fail(error)
@@ -134,18 +135,23 @@ class Exchange:
         assert self.choice is not None
         self._upstream = connection
         connection.user = self
-        self.phase = "first_byte"
         head = self._gateway.upstream_head(self._client, self, self.choice.service, len(self._body))
         if len(self._body) <= JOIN_UP_TO:
             connection.transport.write(head + self._body)
         else:
             connection.transport.writelines((head, self._body))
+        self.phase = "send" if connection.sending else "first_byte"
         self._last_activity = self._gateway.queue.now()
         self._set_deadline()
         if self._client.write_paused:
             self.pause()
 
     # From the engine
+
+    def upstream_sent(self) -> None:
+        """The engine's socket has taken all of the request."""
+        if self.phase == "send":
+            self.phase = "first_byte"
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine: the head first, then the body."""
@@ -160,7 +166,7 @@ class Exchange:
             end = data.find(b"\r\n\r\n", 0, MAX_RESPONSE_HEAD)
             try:
                 if end < 0:
-                    self._check_partial_head(data)
+                    check_partial_head(data)
                     self._buffer = data
                     return
                 assert self._upstream is not None
@@ -173,14 +179,6 @@ class Exchange:
                 break
         self._buffer = b""
         self._begin_answer(head, length, data)
-
-    def _check_partial_head(self, data: bytes) -> None:
-        if len(data) >= MAX_RESPONSE_HEAD:
-            raise Broken(f"head larger than {MAX_RESPONSE_HEAD} bytes")
-        if not line_ends_are_clean(data):
-            raise Broken("malformed head: lines must end with CRLF")
-        if not b"HTTP/1.".startswith(data[:7]):
-            raise Broken("malformed status line")
 
     def _begin_answer(self, head: ResponseHead, length: int | None, data: bytes) -> None:
         now = self._last_activity
@@ -232,7 +230,12 @@ class Exchange:
             Outcome.ENGINE_FAULT if fault else Outcome.OK,
             keep=clean and self._response.keep_alive(),
         )
-        self._end(None)
+        if self.relay.status >= 500:
+            self.phase = "first_byte"  # its head said so
+            name = self.choice.service.name
+            self._end(ENGINE_ERROR, f"engine '{name}' answered {self.relay.status}")
+        else:
+            self._end(None)
         self._client.exchange_done(keep_alive=self.relay.finish())
 
     def upstream_lost(self, error: Exception | None) -> None:
@@ -322,12 +325,12 @@ class Exchange:
         if self._upstream is not None:
             self._upstream.transport.resume_reading()
 
-    def client_gone(self) -> None:
+    def client_gone(self, code: str = CLIENT_CLOSED) -> None:
         """The client left: stop the engine's work at once; nobody is to blame."""
         if self.ended:
             return
         self._leave_engine(Outcome.NEUTRAL)
-        self._end("client_closed")
+        self._end(code, CLIENT_ENDS[code])
 
     def abort(self, error: RouterError) -> None:
         """End it from inside: refused before it was sent, drain's limit, internal fault."""
@@ -341,16 +344,14 @@ class Exchange:
 
     def _bad_gateway(self, code: Code, detail: str) -> RouterError:
         assert self.choice is not None
-        late = code in (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
-        text = "Service timeout" if late else "Bad gateway - error communicating with service"
-        return RouterError(code, f"{text}: engine '{self.choice.service.name}': {detail}")
+        return bad_gateway(self.choice.service, code, detail)
 
     def _fail(self, error: RouterError) -> None:
         if self.choice is not None and self.choice.panic:
             error = explain(error, self._gateway.store.current, self.request)
         if not self.relay.started:
             self.relay.status = error.http_status
-        self._end(error.code.text)
+        self._end(error.code.text, error.message)
         if self.relay.started:
             self.relay.break_off(error, self.request_id.decode())
             self._client.exchange_done(keep_alive=False)
@@ -375,25 +376,21 @@ class Exchange:
             else:
                 upstream.close()
 
-    def _end(self, code: str | None) -> None:
+    def _end(self, code: str | None, reason: str = "") -> None:
         self.ended = True
         self._gateway.queue.clear(self._deadline)
         if self._retry is not None:
             self._retry.cancel()
-        now = self._gateway.queue.now()
-        self._gateway.access_log.exchange(self, code, self._client.peer, now)
+        self._tell_failed_attempt()
+        self._gateway.exchange_ended(self, self._client.peer, code, reason)
+
+    def _tell_failed_attempt(self) -> None:
+        """Account for the attempt before this one, whose failure is not the request's."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            self._gateway.attempt_failed(self, failed)
+            self.phase = "choose"
 
     def own_fields(self) -> bytes:
         """The router's own fields of the answer, as they stand on the wire."""
-        choice = self.choice
-        if choice is None:
-            return b"x-request-id: %b\r\n" % self.request_id
-        return (
-            b"x-request-id: %b\r\nx-infinilm-service: %b\r\n"
-            b"x-infinilm-attempts: %d\r\nx-infinilm-policy: %b\r\n"
-        ) % (
-            self.request_id,
-            choice.service.name_field,
-            self.attempts,
-            choice.why.encode(),
-        )
+        return own_fields(self.request_id, self.choice, self.attempts)

@@ -15,12 +15,13 @@ from infinilm_router.router.load import LoadBook
 from infinilm_router.router.selection import Rules
 from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
-from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.errors import CLIENT_CLOSED, CLIENT_ENDS, Code, RouterError
 from infinilm_router.utils.headers import request_id_maker
+from infinilm_router.utils.metrics import Counters, Failure
 from infinilm_router.utils.time import DeadlineQueue
 
 if TYPE_CHECKING:
-    from infinilm_router.proxy.forward import Exchange
+    from infinilm_router.proxy.forward import Exchange, FailedAttempt
     from infinilm_router.proxy.server import ClientConnection
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Gateway:
     book: LoadBook
     pool: UpstreamPool
     access_log: AccessLog
+    counters: Counters
     find_handler: Callable[[bytes], Handler | None]
     rules: Rules = field(init=False)
     engine_api_key: bytes | None = None
@@ -95,6 +97,51 @@ class Gateway:
         self.pool.close()
         self.queue.close()
         self.access_log.flush()
+
+    # Accounts: each request has one outcome, each failure one line that says why.
+
+    def exchange_ended(
+        self, exchange: "Exchange", peer: bytes, code: str | None, reason: str
+    ) -> None:
+        """A proxied request has its outcome; `code` names the failure, None = it went well."""
+        now = self.queue.now()
+        failure = None
+        if code is not None:
+            engine = exchange.choice.service.name if exchange.choice else ""
+            failure = Failure(engine, exchange.phase, code)
+        first = exchange.first_byte_at
+        self.counters.ended(
+            exchange.request.model,
+            self.store.current.named,
+            failure,
+            None if first is None else first - exchange.started,
+        )
+        self.counters.bytes_sent += exchange.relay.bytes_sent
+        self.access_log.exchange(exchange, failure, reason, peer, now)
+
+    def attempt_failed(self, exchange: "Exchange", failed: "FailedAttempt") -> None:
+        """An attempt failed, and with it not yet the request."""
+        code = failed.error.code.text
+        self.counters.retried(Failure(failed.service.name, failed.phase, code))
+        self.access_log.attempt(exchange, failed, self.queue.now())
+
+    def refused(self, request_id: bytes, peer: bytes, error: RouterError, phase: str) -> None:
+        """A request was answered with an error before it could be forwarded."""
+        self._not_forwarded(
+            request_id, peer, error.http_status, Failure("", phase, error.code.text), error.message
+        )
+
+    def request_cut(self, peer: bytes) -> None:
+        """A client left in the middle of its request."""
+        failure = Failure("", "client", CLIENT_CLOSED)
+        reason = CLIENT_ENDS[CLIENT_CLOSED]
+        self._not_forwarded(self.new_request_id(), peer, 0, failure, reason)
+
+    def _not_forwarded(
+        self, request_id: bytes, peer: bytes, status: int, failure: Failure, reason: str
+    ) -> None:
+        self.counters.ended(None, (), failure, None)
+        self.access_log.refused(request_id, peer, status, failure, reason)
 
     def check_forwardable(self, head: RequestHead) -> None:
         """May this request go to an engine?

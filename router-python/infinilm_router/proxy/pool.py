@@ -14,6 +14,9 @@ MAX_IDLE_PER_ENGINE = 256
 class UpstreamUser(Protocol):
     """Who uses a connection at the moment: gets its bytes and learns of its end."""
 
+    def upstream_sent(self) -> None:
+        """All that was written has left for the engine."""
+
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine."""
 
@@ -27,6 +30,7 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, pool: "UpstreamPool", address: Address) -> None:
         self.address = address
         self.user: UpstreamUser | None = None
+        self.sending = False  # bytes wait for the engine to take them
         self.heads = HeadMemo(parse_response_head)
         self.transport: asyncio.Transport
         self._pool = pool
@@ -38,6 +42,17 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self._readable = select.poll()
         self._readable.register(self.transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self.transport.set_write_buffer_limits(0)  # `pause_writing` when the socket is full
+
+    def pause_writing(self) -> None:
+        """The engine takes the request more slowly than it is written."""
+        self.sending = True
+
+    def resume_writing(self) -> None:
+        """It has taken all of it."""
+        self.sending = False
+        if self.user is not None:
+            self.user.upstream_sent()
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the engine."""

@@ -9,6 +9,7 @@ import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from infinilm_router.handlers.context import LocalAnswer
+from infinilm_router.proxy.answers import answer_bytes
 from infinilm_router.proxy.bodies import BodyReader, request_body, too_large
 from infinilm_router.proxy.forward import Exchange
 from infinilm_router.proxy.heads import (
@@ -21,7 +22,7 @@ from infinilm_router.proxy.heads import (
 )
 from infinilm_router.proxy.relay import JOIN_UP_TO
 from infinilm_router.proxy.request import read_request
-from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.errors import CLIENT_TIMEOUT, Code, RouterError
 from infinilm_router.utils.time import Deadline
 
 if TYPE_CHECKING:
@@ -36,26 +37,6 @@ LINGER: Final = 2.0  # seconds in which a refused client's bytes are read and dr
 
 _EMPTY_LINES = re.compile(rb"(?:\r\n)*+")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_REASONS: Final = {
-    200: b"OK",
-    400: b"Bad Request",
-    401: b"Unauthorized",
-    404: b"Not Found",
-    405: b"Method Not Allowed",
-    408: b"Request Timeout",
-    413: b"Content Too Large",
-    414: b"URI Too Long",
-    417: b"Expectation Failed",
-    429: b"Too Many Requests",
-    431: b"Request Header Fields Too Large",
-    500: b"Internal Server Error",
-    501: b"Not Implemented",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-    504: b"Gateway Timeout",
-    505: b"HTTP Version Not Supported",
-    508: b"Loop Detected",
-}
 
 _IDLE, _HEAD, _BODY, _ANSWER, _CLOSING = range(5)
 
@@ -147,6 +128,9 @@ class ClientConnection(asyncio.Protocol):
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.client_gone()
+        elif self._state in (_HEAD, _BODY):
+            self._state = _CLOSING
+            self.gateway.request_cut(self.peer)
 
     # Requests
 
@@ -245,7 +229,9 @@ class ClientConnection(asyncio.Protocol):
             check_read_only(head)
             answer = handler(head)
         except RouterError as error:
-            self.answer_error(error, head, b"")
+            request_id = head.request_id or self.gateway.new_request_id()
+            self.gateway.refused(request_id, self.peer, error, "choose")
+            self.answer_error(error, head, b"x-request-id: %b\r\n" % request_id)
             return
         self._write_answer(head, answer)
         self.exchange_done(keep_alive=self.may_keep_alive(head))
@@ -274,25 +260,7 @@ class ClientConnection(asyncio.Protocol):
     ) -> None:
         if keep is None:
             keep = head is not None and self.may_keep_alive(head)
-        lines = [
-            b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\nContent-Length: %d\r\n"
-            % (
-                answer.status,
-                _REASONS.get(answer.status, b""),
-                answer.content_type,
-                len(answer.body),
-            ),
-            *(b"%b: %b\r\n" % field for field in answer.headers),
-            own,
-        ]
-        if not keep:
-            lines.append(b"Connection: close\r\n")
-        elif head is not None and head.http_1_0:
-            lines.append(b"Connection: keep-alive\r\n")
-        lines.append(b"\r\n")
-        if head is None or head.method != b"HEAD":
-            lines.append(answer.body)
-        self.transport.write(b"".join(lines))
+        self.transport.write(answer_bytes(head, answer, own, keep=keep))
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is complete: go on with the next request, or close."""
@@ -312,11 +280,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, error: RouterError) -> None:
         """Answer a request that can't be trusted further, then close without losing the answer."""
-        self.gateway.access_log.refused(error, self.peer)
+        request_id = self.gateway.new_request_id()
+        self.gateway.refused(request_id, self.peer, error, "client")
         self._write_answer(
             None,
             LocalAnswer(error.http_status, error.body(), headers=tuple(error.headers())),
-            b"x-request-id: %b\r\n" % self.gateway.new_request_id(),
+            b"x-request-id: %b\r\n" % request_id,
             keep=False,
         )
         self.end_after_writes()
@@ -368,6 +337,13 @@ class ClientConnection(asyncio.Protocol):
         self._state = _CLOSING
         self.transport.abort()
 
+    def abort(self, error: RouterError) -> None:
+        """End what is under way with this error."""
+        if self.exchange is not None:
+            self.exchange.abort(error)
+        elif self._state in (_HEAD, _BODY):
+            self._refuse(error)
+
     def is_busy(self) -> bool:
         """Whether a request or an answer is on its way."""
         if self._state == _CLOSING:
@@ -393,6 +369,8 @@ class ClientConnection(asyncio.Protocol):
         ):
             self._set_linger()
         else:  # a reader that takes nothing, or does not close
+            if self.exchange is not None:
+                self.exchange.client_gone(CLIENT_TIMEOUT)
             self.transport.abort()
 
     def _check_body_rate(self) -> None:

@@ -1,4 +1,7 @@
-"""One line per proxied request, written in batches: a write for each would cost too much."""
+"""One line per request that was forwarded or failed, and says why (docs/METRICS.md).
+
+They are written in batches: a write for each would cost too much.
+"""
 
 import asyncio
 import json
@@ -6,14 +9,15 @@ import sys
 import time
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 
-from infinilm_router.utils.errors import RouterError
+from infinilm_router.utils.metrics import Failure
 
 if TYPE_CHECKING:
-    from infinilm_router.proxy.forward import Exchange
+    from infinilm_router.proxy.forward import Exchange, FailedAttempt
 
 FLUSH_AFTER: Final = 0.2  # seconds
 FLUSH_AT: Final = 512  # lines
 MAX_VALUE: Final = 256  # characters of a value that a client chose
+MAX_REASON: Final = 512  # characters: it may quote such a value
 
 Level = Literal["all", "errors", "off"]
 
@@ -32,9 +36,11 @@ class AccessLog:
         self._stamp = b""
         self._timer: asyncio.TimerHandle | None = None
 
-    def exchange(self, exchange: "Exchange", code: str | None, peer: bytes, now: float) -> None:
-        """The end of a proxied request; `code` names the error, None = it went well."""
-        if self.level == "off" or (code is None and self.level == "errors"):
+    def exchange(
+        self, exchange: "Exchange", failure: Failure | None, reason: str, peer: bytes, now: float
+    ) -> None:
+        """The end of a proxied request; `failure` None = it went well."""
+        if self.level == "off" or (failure is None and self.level == "errors"):
             return
         first = exchange.first_byte_at
         started = exchange.started
@@ -57,21 +63,32 @@ class AccessLog:
                 1000 * (first - started) if first else -1,
                 1000 * (now - started),
                 relay.bytes_sent,
-                f"error={code} phase={exchange.phase}".encode() if code else b"ok",
+                _why(failure.phase, failure.code, reason) if failure else b"ok",
             )
         )
 
-    def refused(self, error: RouterError, peer: bytes) -> None:
-        """A request that was refused before it was whole."""
+    def attempt(self, exchange: "Exchange", failed: "FailedAttempt", now: float) -> None:
+        """An attempt that failed, where that is not yet the end of its request."""
         if self.level != "off":
             self._write(
-                b"refused client=%b status=%d error=%b phase=request reason=%b\n"
+                b"attempt id=%b engine=%b attempt=%d ms=%d %b\n"
                 % (
-                    peer,
-                    error.http_status,
-                    error.code.text.encode(),
-                    json.dumps(error.message).encode(),
+                    exchange.request_id,
+                    failed.service.name_field,
+                    failed.number,
+                    1000 * (now - exchange.started),
+                    _why(failed.phase, failed.error.code.text, failed.error.message),
                 )
+            )
+
+    def refused(
+        self, request_id: bytes, peer: bytes, status: int, failure: Failure, reason: str
+    ) -> None:
+        """A request that was not forwarded: malformed, cut short, or a fault at an own endpoint."""
+        if self.level != "off":
+            self._write(
+                b"refused id=%b client=%b status=%d %b\n"
+                % (request_id, peer, status, _why(failure.phase, failure.code, reason))
             )
 
     def flush(self) -> None:
@@ -93,6 +110,10 @@ class AccessLog:
             self.flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH_AFTER, self.flush)
+
+
+def _why(phase: str, code: str, reason: str) -> bytes:
+    return f"error={code} phase={phase} reason={json.dumps(reason[:MAX_REASON])}".encode()
 
 
 def _quoted(value: str | None) -> bytes:

@@ -7,6 +7,7 @@ stands in the header `x-infinilm-error` too, so that it is told from an engine's
 import json
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 
 class Code(Enum):
@@ -34,6 +35,15 @@ class Code(Enum):
         self.status = status
         self.kind = kind
 
+
+# How requests end, beside these, without an error of the router's: for log and counters.
+CLIENT_CLOSED: Final = "client_closed"  # it left before its answer was complete
+CLIENT_TIMEOUT: Final = "client_timeout"  # it took no bytes for too long
+ENGINE_ERROR: Final = "engine_error"  # the engine answered 5xx, which was passed on
+CLIENT_ENDS: Final = {
+    CLIENT_CLOSED: "the client closed its connection",
+    CLIENT_TIMEOUT: "the client took no bytes for too long",
+}
 
 # Seconds after which a client may try again; these conditions heal by themselves.
 RETRY_AFTER = {

@@ -1,6 +1,7 @@
 //! What the local endpoints read, and what they answer. All of it is in memory.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -12,6 +13,7 @@ use crate::router::health::{HealthProber, wall_time};
 use crate::router::load::LoadBook;
 use crate::router::table::TableStore;
 use crate::utils::json;
+use crate::utils::metrics::AllCounters;
 
 pub const NOBODY: &str = "No healthy services available";
 
@@ -43,6 +45,9 @@ pub struct Context {
     pub load: Arc<LoadBook>,
     pub catalog: ModelCatalog,
     pub prober: Arc<HealthProber>,
+    pub counters: Arc<AllCounters>,
+    /// Client connections of all threads.
+    pub connections: Arc<AtomicU32>,
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
     pub started_at: f64,
 }

@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod health;
+pub mod metrics;
 pub mod models;
 pub mod routes;
 pub mod services;

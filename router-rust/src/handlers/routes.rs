@@ -2,6 +2,7 @@
 
 use crate::handlers::context::{Context, LocalAnswer};
 use crate::handlers::health::{health, status};
+use crate::handlers::metrics::metrics;
 use crate::handlers::models::{model, models};
 use crate::handlers::services::services;
 use crate::handlers::stats::stats;
@@ -13,6 +14,7 @@ pub const ROUTES: &[(&[u8], Answer)] = &[
     (b"/health", health),
     (b"/status", status),
     (b"/stats", stats),
+    (b"/metrics", metrics),
     (b"/services", services),
     (b"/models", models),
     (b"/v1/models", models),

@@ -6,8 +6,11 @@ use crate::handlers::context::{Context, LocalAnswer, iso_time, json_answer};
 use crate::handlers::services::describe;
 
 /// Counts over all services listed; `in_flight` counts requests at engines now.
+///
+/// `requests` have had their outcome, `failures` are those of them that failed, by code.
 pub fn stats(ctx: &Context) -> LocalAnswer {
     let table = ctx.store.current();
+    let counters = ctx.counters.total();
     let listed: Vec<Value> = table
         .services
         .iter()
@@ -20,6 +23,9 @@ pub fn stats(ctx: &Context) -> LocalAnswer {
             "healthy_services": table.services.iter().filter(|s| table.is_up(s)).count(),
             "registry_url": ctx.registry_url(),
             "in_flight": ctx.load.in_flight(),
+            "requests": counters.requests(),
+            "failures": counters.by_code(),
+            "retries": counters.retries.values().sum::<u64>(),
             "draining": (ctx.draining)(),
             "panic": table.panic(),
             "started_at": iso_time(ctx.started_at),

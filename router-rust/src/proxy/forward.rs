@@ -30,7 +30,8 @@ use crate::proxy::server::{ClientConnection, Left};
 use crate::router::load::{InFlight, Outcome};
 use crate::router::selection::{Choice, Request, choose};
 use crate::router::table::Service;
-use crate::utils::errors::{Code, RouterError};
+use crate::utils::errors::{CLIENT_CLOSED, CLIENT_TIMEOUT, Code, RouterError, client_end};
+use crate::utils::metrics::Failure;
 
 const MAX_ATTEMPTS: u32 = 2;
 /// Seconds; spreads the retries of a burst.
@@ -42,8 +43,8 @@ const fn is_engine_fault(status: u16) -> bool {
 
 /// Why an exchange has no complete answer.
 enum Fault {
-    /// The client left; nobody is to blame.
-    Gone,
+    /// The client left, or takes nothing (its code); nobody is to blame.
+    Gone(&'static str),
     /// Refused before it was sent, or ended from inside; nobody is to blame.
     Own(RouterError),
     /// The engine is to blame.
@@ -55,7 +56,8 @@ enum Fault {
 impl From<Left> for Fault {
     fn from(left: Left) -> Self {
         match left {
-            Left::Gone => Self::Gone,
+            Left::Gone => Self::Gone(CLIENT_CLOSED),
+            Left::Stuck => Self::Gone(CLIENT_TIMEOUT),
             Left::Aborted(error) => Self::Own(error),
         }
     }
@@ -78,6 +80,13 @@ struct Answer {
     reader: BodyReader,
 }
 
+/// An attempt that failed where the request may still succeed on another engine.
+pub struct FailedAttempt {
+    number: u32,
+    failure: Failure,
+    reason: String,
+}
+
 /// A proxied request and its answer.
 pub struct Exchange<'c> {
     client: &'c mut ClientConnection,
@@ -93,6 +102,8 @@ pub struct Exchange<'c> {
     first_byte_at: Option<Instant>,
     phase: &'static str,
     attempts: u32,
+    /// The attempt before this one, until it is accounted for.
+    failed: Option<FailedAttempt>,
     choice: Option<Choice>,
     answer: Option<Answer>,
     /// An incomplete head of the engine.
@@ -119,6 +130,7 @@ impl<'c> Exchange<'c> {
             first_byte_at: None,
             phase: "choose",
             attempts: 0,
+            failed: None,
             choice: None,
             answer: None,
             partial: Vec::new(),
@@ -137,11 +149,11 @@ impl<'c> Exchange<'c> {
         self.client.deadline.clear();
         match ended {
             Ok(()) => {
-                self.log(None);
+                self.served();
                 Some(self.relay.after())
             }
-            Err(Fault::Gone) => {
-                self.log(Some("client_closed"));
+            Err(Fault::Gone(code)) => {
+                self.end(Some((code, client_end(code))));
                 None
             }
             Err(Fault::Own(error) | Fault::Engine(error) | Fault::Retry(error)) => {
@@ -180,13 +192,18 @@ impl<'c> Exchange<'c> {
         let chosen = choose(&shared.store.peek(), &self.request, &mut book, now, rules);
         let choice = match (chosen, last_error) {
             (Ok(Some(choice)), _) => choice,
-            (_, Some(error)) | (Err(error), None) => return Err(Fault::Own(error)),
+            (_, Some(error)) | (Err(error), None) => {
+                self.failed = None;
+                return Err(Fault::Own(error));
+            }
             (Ok(None), None) => {
                 let error = RouterError::new(Code::Internal, "internal error");
                 return Err(Fault::Own(error));
             }
         };
         let in_flight = shared.book.begin(&mut book, &choice.service, now);
+        drop(book);
+        self.tell_failed_attempt();
         self.choice = Some(choice);
         self.attempts += 1;
         Ok(in_flight)
@@ -202,6 +219,7 @@ impl<'c> Exchange<'c> {
         if !allowed {
             return Err(Fault::Own(error));
         }
+        self.failed = Some(self.failed_attempt(&error));
         let pause = Duration::from_secs_f64(fastrand::f64() * RETRY_JITTER);
         self.client.unless_left(sleep(pause)).await?;
         Ok(error)
@@ -264,10 +282,9 @@ impl<'c> Exchange<'c> {
         connection: &mut UpstreamConnection,
         in_flight: &mut InFlight,
     ) -> Result<bool, Fault> {
-        self.phase = "first_byte";
         let mut sending = self.upstream_head();
         sending.push(&connection.stream, &self.body);
-        self.forget_body(&sending);
+        self.sent_so_far(&sending);
         self.last_activity = Instant::now();
         self.set_deadline();
         loop {
@@ -309,7 +326,14 @@ impl<'c> Exchange<'c> {
     }
 
     /// A body that was sent is not needed any more, unless it may be sent a second time.
-    fn forget_body(&mut self, sending: &Sending) {
+    fn sent_so_far(&mut self, sending: &Sending) {
+        if self.answer.is_none() {
+            self.phase = if sending.is_done() {
+                "first_byte"
+            } else {
+                "send"
+            };
+        }
         if sending.is_done() && !self.settings.retry_on_reset {
             self.body = Vec::new();
         }
@@ -330,7 +354,7 @@ impl<'c> Exchange<'c> {
                 .is_ready()
         {
             self.last_activity = Instant::now();
-            self.forget_body(sending);
+            self.sent_so_far(sending);
         }
         if self.client.has_unsent() {
             self.paused = true;
@@ -366,7 +390,7 @@ impl<'c> Exchange<'c> {
 
 const fn outcome_of(fault: &Fault) -> Outcome {
     match fault {
-        Fault::Gone | Fault::Own(_) => Outcome::Neutral,
+        Fault::Gone(_) | Fault::Own(_) => Outcome::Neutral,
         Fault::Engine(_) | Fault::Retry(_) => Outcome::EngineFault,
     }
 }

@@ -1,10 +1,10 @@
 //! What all connections share, and the checks and the head of a request that is forwarded.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use memchr::memmem;
@@ -18,10 +18,11 @@ use crate::proxy::server::ClientHandle;
 use crate::router::load::LoadBook;
 use crate::router::selection::{Policy, Rules};
 use crate::router::table::{Service, TableStore};
-use crate::utils::access_log::{AccessLog, Level};
-use crate::utils::errors::{Code, RouterError};
+use crate::utils::access_log::{AccessLog, Attempt, Level, Record, Refusal};
+use crate::utils::errors::{CLIENT_CLOSED, Code, RouterError, client_end};
 use crate::utils::headers::{RequestIds, push_decimal, random_hex};
-use crate::utils::time::seconds;
+use crate::utils::metrics::{Counters, Failure, locked};
+use crate::utils::time::{Instant, seconds};
 
 /// The inference names that engines serve without the /v1 prefix. Everything else that engines
 /// publish (sleep, weights, abort ...) stays closed unless `proxy_paths` opens it.
@@ -89,8 +90,6 @@ pub struct Shared {
     pub context: Context,
     /// How this router calls itself in `Via`.
     pub via: String,
-    /// Client connections of all threads.
-    pub connections: AtomicU32,
 }
 
 impl Shared {
@@ -101,7 +100,6 @@ impl Shared {
             book,
             context,
             via: format!("infinilm-{}", random_hex(4)),
-            connections: AtomicU32::new(0),
         }
     }
 }
@@ -111,6 +109,7 @@ pub struct Gateway {
     pub shared: Arc<Shared>,
     pub pool: UpstreamPool,
     pub access_log: Rc<AccessLog>,
+    pub counters: Arc<Mutex<Counters>>,
     pub draining: Cell<bool>,
     pub clients: RefCell<HashMap<u64, Rc<ClientHandle>>>,
     /// What is read lands here first; it belongs to whoever runs, until his next await.
@@ -125,6 +124,7 @@ impl Gateway {
     pub fn new(shared: Arc<Shared>, settings: Arc<Settings>) -> Self {
         let config = &settings.config;
         Self {
+            counters: shared.context.counters.for_thread(),
             shared,
             pool: UpstreamPool::new(
                 seconds(config.pool_idle_timeout),
@@ -168,7 +168,11 @@ impl Gateway {
         let number = self.next_client.get();
         self.next_client.set(number + 1);
         self.clients.borrow_mut().insert(number, Rc::clone(client));
-        let before = self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        let before = self
+            .shared
+            .context
+            .connections
+            .fetch_add(1, Ordering::Relaxed);
         let most = self.settings.borrow().config.max_connections;
         (number, before < most)
     }
@@ -176,7 +180,70 @@ impl Gateway {
     /// A client's connection has ended.
     pub fn forget(&self, number: u64) {
         self.clients.borrow_mut().remove(&number);
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.shared
+            .context
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+
+    // Accounts: each request has one outcome, each failure one line that says why.
+
+    /// A proxied request has its outcome.
+    pub fn exchange_ended(&self, record: &Record<'_>) {
+        let now = Instant::now();
+        let first = record.first_byte_at;
+        let first = first.map(|first| first.saturating_duration_since(record.started));
+        let model = record.request.model.as_deref();
+        let failure = record.failure.map(|(failure, _)| failure.clone());
+        let mut counters = locked(&self.counters);
+        counters.ended(model, &self.shared.store.peek().named, failure, first);
+        counters.bytes_sent += record.bytes_sent;
+        drop(counters);
+        self.access_log.exchange(record, now);
+    }
+
+    /// An attempt failed, and with it not yet the request.
+    pub fn attempt_failed(&self, attempt: &Attempt<'_>) {
+        locked(&self.counters).retried(attempt.failure.clone());
+        self.access_log.attempt(attempt, Instant::now());
+    }
+
+    /// A request was answered with an error before it could be forwarded.
+    pub fn refused(&self, id: &str, client: &str, error: &RouterError, phase: &'static str) {
+        let failure = Failure {
+            engine: String::new(),
+            phase,
+            code: error.code.text(),
+        };
+        self.not_forwarded(&Refusal {
+            request_id: id,
+            client,
+            status: error.http_status(),
+            failure: &failure,
+            reason: &error.message,
+        });
+    }
+
+    /// A client left in the middle of its request.
+    pub fn request_cut(&self, client: &str) {
+        let failure = Failure {
+            engine: String::new(),
+            phase: "client",
+            code: CLIENT_CLOSED,
+        };
+        self.not_forwarded(&Refusal {
+            request_id: &self.new_request_id(),
+            client,
+            status: 0,
+            failure: &failure,
+            reason: client_end(CLIENT_CLOSED),
+        });
+    }
+
+    fn not_forwarded(&self, refusal: &Refusal<'_>) {
+        let failure = Some(refusal.failure.clone());
+        locked(&self.counters).ended(None, &HashSet::new(), failure, None);
+        self.access_log.refused(refusal);
     }
 
     /// May this request go to an engine?

@@ -35,9 +35,10 @@ const MAX_BACKLOG: usize = 64 * 1024;
 /// Time in which a refused client's bytes are read and dropped.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// Why an answer is not finished: the client left, or the router ends it.
+/// Why an answer is not finished: the client left or takes nothing, or the router ends it.
 pub enum Left {
     Gone,
+    Stuck,
     Aborted(RouterError),
 }
 
@@ -113,7 +114,12 @@ impl ClientConnection {
             let (head, body) = match self.next_request().await {
                 Ok(request) => request,
                 Err(Stop::Close) => return Some(After::Close),
-                Err(Stop::Gone) => return None,
+                Err(Stop::Gone) => {
+                    if matches!(self.handle.state.get(), State::Head | State::Body) {
+                        self.gateway.request_cut(&self.peer);
+                    }
+                    return None;
+                }
                 Err(Stop::Refused(error)) => {
                     self.refuse(&error);
                     return Some(After::Close);
@@ -147,7 +153,13 @@ impl ClientConnection {
         let answer = check_read_only(head)
             .and_then(|()| handler.answer(&shared.context, head.path().as_bytes()));
         match answer {
-            Err(error) => self.answer_error(&error, head, b""),
+            Err(error) => {
+                let known = head.request_id.clone();
+                let id = known.unwrap_or_else(|| self.gateway.new_request_id());
+                self.gateway.refused(&id, &self.peer, &error, "choose");
+                let own = format!("x-request-id: {id}\r\n");
+                self.answer_error(&error, head, own.as_bytes())
+            }
             Ok(answer) => {
                 let keep = self.may_keep_alive(head);
                 self.write_answer(Some(head), &answer, b"", keep)
@@ -173,9 +185,9 @@ impl ClientConnection {
 
     /// Answer a request that can't be trusted further.
     fn refuse(&mut self, error: &RouterError) {
-        self.gateway.access_log.refused(error, &self.peer);
         let mut own = error.header_lines();
         let id = self.gateway.new_request_id();
+        self.gateway.refused(&id, &self.peer, error, "client");
         own.extend_from_slice(format!("x-request-id: {id}\r\n").as_bytes());
         let answer = LocalAnswer::json(error.http_status(), error.body(None));
         self.write_answer(None, &answer, &own, false);

@@ -18,6 +18,8 @@ use crate::utils::errors::{Code, RouterError};
 const QUIET_CHECK: Duration = Duration::from_millis(50);
 /// Time for the last error events to reach their clients.
 const ERROR_EVENT_TIME: Duration = Duration::from_secs(1);
+/// The same, after a second signal.
+const AT_ONCE: Duration = Duration::from_millis(100);
 /// Pause after a connection could not be accepted, mostly for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -31,6 +33,7 @@ pub enum Phase {
     Closing,
     /// What still runs is ended with an error.
     Ending,
+    /// The same, at once.
     Stopped,
 }
 
@@ -105,15 +108,14 @@ async fn quiet(gateway: &Gateway) {
 
 /// Tell the streams that outlive the drain; never end them silently.
 async fn end_the_rest(gateway: &Gateway, orders: &watch::Receiver<Orders>) {
-    if orders.borrow().phase == Phase::Stopped {
-        return;
-    }
+    let stopped = orders.borrow().phase == Phase::Stopped;
+    let patience = if stopped { AT_ONCE } else { ERROR_EVENT_TIME };
     let error = RouterError::new(Code::Draining, "the router is stopping").closing();
     for client in gateway.clients.borrow().values() {
         client.abort(error.clone());
     }
     // Clients that do not take their event in time are left behind.
-    let _ = timeout(ERROR_EVENT_TIME, quiet(gateway)).await;
+    let _ = timeout(patience, quiet(gateway)).await;
 }
 
 async fn accept(gateway: Rc<Gateway>, listener: TcpListener) {

@@ -1,4 +1,6 @@
-//! One line per proxied request, written in batches: a write for each would cost too much.
+//! One line per request that was forwarded or failed, and says why (docs/METRICS.md).
+//!
+//! They are written in batches: a write for each would cost too much.
 
 use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
@@ -10,14 +12,16 @@ use chrono::Local;
 use tokio::time::{Instant, sleep};
 
 use crate::router::selection::{Choice, Request};
-use crate::utils::errors::RouterError;
 use crate::utils::json;
+use crate::utils::metrics::Failure;
 
 const FLUSH_AFTER: Duration = Duration::from_millis(200);
 /// Bytes.
 const FLUSH_AT: usize = 128 * 1024;
 /// Characters of a value that a client chose.
 const MAX_VALUE: usize = 256;
+/// Characters: it may quote such a value.
+const MAX_REASON: usize = 512;
 
 /// Which requests get a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ impl Level {
     }
 }
 
-/// The end of a proxied request; `code` names the error, None = it went well.
+/// The end of a proxied request; `failure` with its reason, None = it went well.
 pub struct Record<'a> {
     pub request_id: &'a str,
     pub client: &'a str,
@@ -51,8 +55,25 @@ pub struct Record<'a> {
     pub started: Instant,
     pub first_byte_at: Option<Instant>,
     pub bytes_sent: u64,
-    pub phase: &'static str,
-    pub code: Option<&'static str>,
+    pub failure: Option<(&'a Failure, &'a str)>,
+}
+
+/// An attempt that failed, where that is not yet the end of its request.
+pub struct Attempt<'a> {
+    pub request_id: &'a str,
+    pub number: u32,
+    pub started: Instant,
+    pub failure: &'a Failure,
+    pub reason: &'a str,
+}
+
+/// A request that was not forwarded: malformed, cut short, or a fault at an own endpoint.
+pub struct Refusal<'a> {
+    pub request_id: &'a str,
+    pub client: &'a str,
+    pub status: u16,
+    pub failure: &'a Failure,
+    pub reason: &'a str,
 }
 
 /// Collects lines of `key=value` pairs; -1 stands for a time that does not exist.
@@ -75,23 +96,39 @@ impl AccessLog {
     /// Note the end of a proxied request.
     pub fn exchange(self: &Rc<Self>, record: &Record<'_>, now: Instant) {
         let level = self.level.get();
-        if level == Level::Off || (record.code.is_none() && level == Level::Errors) {
+        if level == Level::Off || (record.failure.is_none() && level == Level::Errors) {
             return;
         }
         self.write(|line| write_record(line, record, now));
     }
 
-    /// Note a request that was refused before it was whole.
-    pub fn refused(self: &Rc<Self>, error: &RouterError, client: &str) {
+    /// Note an attempt that failed.
+    pub fn attempt(self: &Rc<Self>, attempt: &Attempt<'_>, now: Instant) {
         if self.level.get() == Level::Off {
             return;
         }
-        let (status, code) = (error.http_status(), error.code.text());
-        let reason = json_text(&error.message);
+        let (id, engine) = (attempt.request_id, &attempt.failure.engine);
+        let millis = now.saturating_duration_since(attempt.started).as_millis();
+        let (number, why) = (attempt.number, why(attempt.failure, attempt.reason));
         self.write(|line| {
             writeln!(
                 line,
-                "refused client={client} status={status} error={code} phase=request reason={reason}"
+                "attempt id={id} engine={engine} attempt={number} ms={millis} {why}"
+            )
+        });
+    }
+
+    /// Note a request that was not forwarded.
+    pub fn refused(self: &Rc<Self>, refusal: &Refusal<'_>) {
+        if self.level.get() == Level::Off {
+            return;
+        }
+        let (id, client) = (refusal.request_id, refusal.client);
+        let (status, why) = (refusal.status, why(refusal.failure, refusal.reason));
+        self.write(|line| {
+            writeln!(
+                line,
+                "refused id={id} client={client} status={status} {why}"
             )
         });
     }
@@ -161,10 +198,16 @@ fn write_record(line: &mut String, record: &Record<'_>, now: Instant) -> std::fm
         None => line.push_str(" first_byte_ms=-1"),
     }
     write!(line, " ms={} bytes={} ", millis(now), record.bytes_sent)?;
-    match record.code {
-        Some(code) => writeln!(line, "error={code} phase={}", record.phase),
+    match record.failure {
+        Some((failure, reason)) => writeln!(line, "{}", why(failure, reason)),
         None => writeln!(line, "ok"),
     }
+}
+
+fn why(failure: &Failure, reason: &str) -> String {
+    let Failure { phase, code, .. } = failure;
+    let reason = json_text(&reason.chars().take(MAX_REASON).collect::<String>());
+    format!("error={code} phase={phase} reason={reason}")
 }
 
 /// A value that a client chose, such that it can forge neither lines nor fields.

@@ -7,6 +7,24 @@ use serde_json::{Value, json};
 
 use crate::utils::json;
 
+/// How requests end, beside codes, without an error of the router's: for log and counters.
+///
+/// The client left before its answer was complete.
+pub const CLIENT_CLOSED: &str = "client_closed";
+/// It took no bytes for too long.
+pub const CLIENT_TIMEOUT: &str = "client_timeout";
+/// The engine answered 5xx, which was passed on.
+pub const ENGINE_ERROR: &str = "engine_error";
+
+/// What the log says of ends that the client brought about.
+pub fn client_end(code: &str) -> &'static str {
+    if code == CLIENT_TIMEOUT {
+        "the client took no bytes for too long"
+    } else {
+        "the client closed its connection"
+    }
+}
+
 /// One code per kind of failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {

@@ -10,6 +10,7 @@ pub mod json;
 pub mod json_parse;
 pub mod listen;
 pub mod logging;
+pub mod metrics;
 pub mod network;
 pub mod tasks;
 pub mod time;

@@ -36,6 +36,8 @@ impl Router {
             store,
             load: Arc::new(LoadBook::new(3)),
             prober: Arc::new(prober),
+            counters: Arc::default(),
+            connections: Arc::default(),
             draining: Box::new(move || flag.load(Ordering::Relaxed)),
             started_at: 0.0,
         };
@@ -162,7 +164,8 @@ async fn stats_show_what_traffic_did_to_each_service() {
         content.to_string(),
         json!({
             "total_services": 5, "healthy_services": 3,
-            "registry_url": "http://a:1,http://b:2", "in_flight": 1, "draining": false,
+            "registry_url": "http://a:1,http://b:2", "in_flight": 1, "requests": 0,
+            "failures": {}, "retries": 0, "draining": false,
             "panic": true, "started_at": "1970-01-01T00:00:00.000+00:00",
         })
         .to_string()

@@ -5,6 +5,7 @@
 mod bodies;
 mod heads;
 mod load;
+mod metrics;
 mod relay;
 mod request;
 mod selection;

@@ -2,15 +2,14 @@
 
 use std::io;
 
-use tokio::time::Instant;
-
-use super::{Exchange, Fault};
+use super::{Exchange, FailedAttempt, Fault};
 use crate::proxy::relay::After;
 use crate::router::selection::explain;
 use crate::router::table::Service;
-use crate::utils::access_log::Record;
-use crate::utils::errors::{Code, RouterError};
+use crate::utils::access_log::{Attempt, Record};
+use crate::utils::errors::{Code, ENGINE_ERROR, RouterError};
 use crate::utils::headers::push_decimal;
+use crate::utils::metrics::Failure;
 
 impl Exchange<'_> {
     pub(super) fn engine_broke(&self, code: Code, detail: &str) -> Fault {
@@ -36,7 +35,7 @@ impl Exchange<'_> {
         if !self.relay.started {
             self.relay.status = error.http_status();
         }
-        self.log(Some(error.code.text()));
+        self.end(Some((error.code.text(), &error.message)));
         if !self.relay.started {
             let own = self.own_fields();
             return self.client.answer_error(&error, &self.head, &own);
@@ -49,7 +48,21 @@ impl Exchange<'_> {
         after
     }
 
-    pub(super) fn log(&self, code: Option<&'static str>) {
+    /// The answer is complete.
+    pub(super) fn served(&mut self) {
+        let status = self.relay.status;
+        let Some(choice) = self.choice.as_ref().filter(|_| status >= 500) else {
+            return self.end(None);
+        };
+        let reason = format!("engine '{}' answered {status}", choice.service.name);
+        self.phase = "first_byte"; // its head said so
+        self.end(Some((ENGINE_ERROR, &reason)));
+    }
+
+    /// Account for the request's one outcome: a code with its reason, None = it went well.
+    pub(super) fn end(&mut self, failed: Option<(&'static str, &str)>) {
+        self.tell_failed_attempt();
+        let failure = failed.map(|(code, reason)| (self.failure(code), reason));
         let record = Record {
             request_id: &self.request_id,
             client: &self.client.peer,
@@ -62,10 +75,41 @@ impl Exchange<'_> {
             started: self.started,
             first_byte_at: self.first_byte_at,
             bytes_sent: self.relay.bytes_sent,
+            failure: failure.as_ref().map(|(failure, reason)| (failure, *reason)),
+        };
+        self.gateway.exchange_ended(&record);
+    }
+
+    fn failure(&self, code: &'static str) -> Failure {
+        let engine = self.choice.as_ref().map(|choice| &choice.service.name);
+        Failure {
+            engine: engine.cloned().unwrap_or_default(),
             phase: self.phase,
             code,
+        }
+    }
+
+    pub(super) fn failed_attempt(&self, error: &RouterError) -> FailedAttempt {
+        FailedAttempt {
+            number: self.attempts,
+            failure: self.failure(error.code.text()),
+            reason: error.message.clone(),
+        }
+    }
+
+    /// Account for the attempt before this one, whose failure is not the request's.
+    pub(super) fn tell_failed_attempt(&mut self) {
+        let Some(failed) = self.failed.take() else {
+            return;
         };
-        self.gateway.access_log.exchange(&record, Instant::now());
+        self.gateway.attempt_failed(&Attempt {
+            request_id: &self.request_id,
+            number: failed.number,
+            started: self.started,
+            failure: &failed.failure,
+            reason: &failed.reason,
+        });
+        self.phase = "choose";
     }
 
     /// The router's own fields of the answer, as they stand on the wire.

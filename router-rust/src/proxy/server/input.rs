@@ -81,7 +81,8 @@ impl ClientConnection {
                 Input::Late if self.handle.state.get() == State::Head => {
                     return Err(refused("the head did not arrive in time", 408).into());
                 }
-                Input::Late | Input::Stop => return Err(Stop::Close),
+                Input::Late => return Err(Stop::Close),
+                Input::Stop => return Err(self.stopped()),
             }
         }
     }
@@ -164,7 +165,8 @@ impl ClientConnection {
                     self.deadline.set(pace.next_check());
                 }
                 Input::Late => return Err(refused("the body did not arrive in time", 408).into()),
-                Input::End | Input::Stop => return Err(Stop::Gone),
+                Input::End => return Err(Stop::Gone),
+                Input::Stop => return Err(self.stopped()),
             }
         }
     }
@@ -198,6 +200,9 @@ impl ClientConnection {
         body.reserve(limit.min(body.len().max(GROWTH)));
         let before = body.len();
         let input = poll_fn(|context| {
+            if self.poll_orders(context) {
+                return Poll::Ready(Input::Stop);
+            }
             if let Poll::Ready(read) = self.poll_read_into(context, body, limit) {
                 return Poll::Ready(match read {
                     Ok(0) | Err(_) => Input::End,
@@ -229,8 +234,7 @@ impl ClientConnection {
     /// Wait for bytes from the client, which are put behind those in the buffer.
     pub(super) async fn read(&mut self) -> Input {
         poll_fn(|context| {
-            self.handle.listen(context);
-            if self.handle.state.get() == State::Idle && self.handle.closes_if_idle.get() {
+            if self.poll_orders(context) {
                 return Poll::Ready(Input::Stop);
             }
             if let Poll::Ready(count) = self.poll_read(context) {
@@ -239,6 +243,19 @@ impl ClientConnection {
             self.deadline.poll(context).map(|()| Input::Late)
         })
         .await
+    }
+
+    /// Whether the router wants no more of this request.
+    fn poll_orders(&self, context: &Context<'_>) -> bool {
+        let handle = &self.handle;
+        handle.listen(context);
+        let idle = handle.state.get() == State::Idle;
+        (idle && handle.closes_if_idle.get()) || handle.aborted.borrow().is_some()
+    }
+
+    fn stopped(&self) -> Stop {
+        let aborted = self.handle.aborted.take();
+        aborted.map_or(Stop::Close, Stop::Refused)
     }
 
     /// Read once; 0 = the client sends no more, in whichever way.

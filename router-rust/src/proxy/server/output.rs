@@ -117,7 +117,7 @@ impl ClientConnection {
                         self.deadline.set(Instant::now() + limit);
                     }
                     ready!(self.deadline.poll(context));
-                    self.broken = true;
+                    return Poll::Ready(Err(Left::Stuck));
                 }
             }
         }
