@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from runner.transcript import Transcript
 from runner.world import Worlds
+
+Transcripts = dict[str, dict[str, Transcript]]
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +16,9 @@ def worlds() -> Iterator[Worlds]:
     made = Worlds()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def transcripts() -> Transcripts:
+    """Router -> case -> what came of it, for the comparison at the end."""
+    return {}

@@ -1,5 +1,6 @@
 """Every case, on every router that exists (or on those that the variable ROUTERS names)."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from rig.routers import router_names
 from runner.cases import Case, load_cases, load_gaps
 from runner.steps import run_case, run_cli_case
+from runner.transcript import Transcript
 from runner.world import Key, Worlds
 
 CASES = load_cases()
@@ -42,11 +44,26 @@ def _upcoming(item: pytest.Item) -> Key | None:
     return next((key for key in later if key and key != _key_of(item)), None)
 
 
+@pytest.fixture
+def run_in_world(
+    worlds: Worlds,
+    transcripts: dict[str, dict[str, Transcript]],
+    request: pytest.FixtureRequest,
+) -> Callable[[str, Case], None]:
+    """Runs a case in its world and keeps what came of it."""
+
+    def run(router: str, case: Case) -> None:
+        world = worlds.get(_key(router, case), _upcoming(request.node))
+        transcripts.setdefault(router, {})[case.id] = run_case(world, case)
+
+    return run
+
+
 @pytest.mark.parametrize(("router", "case"), _parameters())
 def test_case(
-    router: str, case: Case, worlds: Worlds, tmp_path: Path, request: pytest.FixtureRequest
+    router: str, case: Case, run_in_world: Callable[[str, Case], None], tmp_path: Path
 ) -> None:
     if case.cli:
         run_cli_case(router, case, tmp_path)
     else:
-        run_case(worlds.get(_key(router, case), _upcoming(request.node)), case)
+        run_in_world(router, case)

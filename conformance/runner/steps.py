@@ -17,7 +17,8 @@ from rig.routers import flag_list, router_argv
 from runner.cases import Case, Json
 from runner.exchange import Answer, answer_differences, body_of, read_answer, wire_of
 from runner.match import differences, header_differences, order_differences
-from runner.world import World
+from runner.transcript import Transcript
+from runner.world import Finished, World
 
 PATIENCE = 10.0
 
@@ -26,8 +27,9 @@ class CaseFailedError(AssertionError):
     """A step did not go as the case says."""
 
 
-def run_case(world: World, case: Case) -> None:
+def run_case(world: World, case: Case) -> Transcript:
     """Do every step; CaseFailedError names the step and every difference."""
+    world.answers = []
     for number, step in enumerate(case.steps, 1):
         verb = next(key for key in step if key in VERBS)
         found = VERBS[verb](world, world.fill(step))
@@ -35,12 +37,16 @@ def run_case(world: World, case: Case) -> None:
             listed = "\n  ".join(found)
             log = "\n".join(world.router.program.lines[-15:])
             raise CaseFailedError(f"step {number} ({verb}):\n  {listed}\nrouter's log:\n{log}")
+    # What is asked until the router knows better may reach an engine before it does.
+    return world.transcript(received=not any(step.get("until") for step in case.steps))
 
 
 def _request(world: World, step: Json) -> list[str]:
     """One request, or `times` of them, or again `until` it is as expected."""
     deadline = time.monotonic() + PATIENCE
+    before = len(world.answers)
     while True:
+        del world.answers[before:]
         found = _requests(world, step)
         if not found or not step.get("until") or time.monotonic() > deadline:
             return found
@@ -57,6 +63,7 @@ def _requests(world: World, step: Json) -> list[str]:
     for way in ways * step.get("times", 1):
         with RawClient(world.router.url) as client:
             answer = _send(client, step["request"], way)
+            world.answers.append(answer)
             differs = answer_differences(step.get("expect", {}), answer)
             if "end" in step:
                 differs += _end(client, step["end"])
@@ -100,7 +107,8 @@ def _connection(world: World, step: Json) -> list[str]:
         for request, expect in zip(requests, step["expect_each"], strict=True):
             if not step.get("pipelined"):
                 client.send(wire_of(request))
-            found += answer_differences(expect, read_answer(client, request))
+            world.answers.append(read_answer(client, request))
+            found += answer_differences(expect, world.answers[-1])
         if "end" in step:
             found += _end(client, step["end"])
     return found
@@ -115,6 +123,7 @@ def _expectation(world: World, step: Json) -> list[str]:
         interim = client.read_any("POST")
         client.send(body)
         answer = read_answer(client, step["continue"])
+        world.answers.append(answer)
     found = differences(step.get("interim", 100), interim.status, "interim answer")
     return found + answer_differences(step["expect"], answer)
 
@@ -138,23 +147,25 @@ def _leave(world: World, step: Json) -> list[str]:
 def _start(world: World, step: Json) -> list[str]:
     """A request that runs beside the next steps; `finish` waits for it."""
 
-    def exchange() -> list[str]:
+    def exchange() -> Finished:
         with RawClient(world.router.url) as client:
             client.send(wire_of(step["start"]))
             sent.set()
-            return answer_differences(step["expect"], read_answer(client, step["start"]))
+            answer = read_answer(client, step["start"])
+        return answer, answer_differences(step["expect"], answer)
 
     sent = threading.Event()
-    done: Future[list[str]] = Future()
+    done: Future[Finished] = Future()
     threading.Thread(target=lambda: done.set_result(exchange()), daemon=True).start()
     world.pending.append(done)
     return [] if sent.wait(PATIENCE) else ["could not be sent"]
 
 
 def _finish(world: World, _: Json) -> list[str]:
-    found = [text for done in world.pending for text in done.result(PATIENCE * 2)]
+    finished = [done.result(PATIENCE * 2) for done in world.pending]
     world.pending.clear()
-    return found
+    world.answers += [answer for answer, _ in finished]
+    return [text for _, found in finished for text in found]
 
 
 def _engines(world: World, step: Json) -> list[str]:

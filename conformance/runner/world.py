@@ -15,9 +15,15 @@ from rig.farm import Farm
 from rig.processes import Programs
 from rig.routers import ONE_POOL, Router
 from runner.cases import Json
+from runner.exchange import Answer
+from runner.transcript import Scribe, Transcript
 
 PLACEHOLDER = re.compile(r"\$\{([a-z0-9_]+)\.port\}")
 REPEAT = re.compile(r"\$\{([^}*]+)\*([0-9]+)\}")
+
+
+Finished = tuple[Answer, list[str]]
+"""An answer, and how it differs from the expected one."""
 
 
 class World:
@@ -28,7 +34,8 @@ class World:
         self.router_name = router
         self.run = Programs()
         self.farm = Farm()
-        self.pending: list[Future[list[str]]] = []
+        self.pending: list[Future[Finished]] = []
+        self.answers: list[Answer] = []  # of the running case
         self.folder = tempfile.TemporaryDirectory(prefix="conformance-")
         try:
             self._start()
@@ -136,6 +143,21 @@ class World:
         owner = self.registry if name == "registry" else self.engines[name]
         assert owner
         return str(owner.port)
+
+    def transcript(self, *, received: bool) -> Transcript:
+        """What has come of the case so far."""
+        names = {int(self.router.url.rpartition(":")[2]): "router"}
+        for name, engine in self.engines.items():
+            names |= {engine.port: name, engine.port + 1: f"{name}'s babysitter"}
+        if self.registry:
+            names[self.registry.port] = "registry"
+        scribe = Scribe(names)
+        got = {
+            name: {scribe.request(record.request.raw) for record in self.farm.records(engine)}
+            for name, engine in self.engines.items()
+            if received
+        }
+        return Transcript([scribe.answer(answer) for answer in self.answers], got)
 
     def reset(self) -> None:
         """Bring engines and registry back to where the group's cases begin."""
