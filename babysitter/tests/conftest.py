@@ -16,7 +16,7 @@ import toml
 
 from infinilm_babysitter import proctree
 from infinilm_babysitter.proctree import Process
-from rig.processes import Program, Programs, free_port, wait_until
+from rig.processes import ROOT, Program, Programs, free_port, wait_until
 
 FAKE_ENGINE = Path(__file__).with_name("fake_engine.py")
 FAST = {
@@ -215,29 +215,38 @@ def fake_engine() -> Path:
     return FAKE_ENGINE
 
 
+class Settings(NamedTuple):
+    """A configuration file over the fake engine."""
+
+    file: Path
+    name: str
+    port: int
+    folder: Path
+    """Of the engine: its journal and its switches."""
+
+
 @pytest.fixture
-def babysit(run: Programs, tmp_path: Path) -> Callable[..., Babysat]:
-    """Start a babysitter over the fake engine; keywords are keys of the configuration file.
+def configure(tmp_path: Path) -> Callable[..., Settings]:
+    """Write a configuration file over the fake engine; keywords are its keys.
 
     `engine` holds flags for the fake engine, `babysitter` times that differ from the fast ones,
-    `switches` files that tell the engine how to begin, `env` the babysitter's own environment.
+    `switches` files that tell the engine how to begin.
     """
 
-    def start(
+    def write(
         *,
         engine: tuple[str, ...] = (),
         babysitter: dict[str, object] | None = None,
         switches: dict[str, str] | None = None,
-        env: dict[str, str] | None = None,
         **keys: object,
-    ) -> Babysat:
+    ) -> Settings:
         folder = tmp_path / "engine"
         folder.mkdir(exist_ok=True)
         if not (folder / "models.json").exists():
             serve_models(folder, "m")
         for name, text in (switches or {}).items():
             (folder / name).write_text(text)
-        port = keys.pop("port", None) or free_port()
+        port = int(str(keys.pop("port", None) or free_port()))
         name = str(keys.pop("name", "test"))
         config = {
             "name": name,
@@ -254,8 +263,37 @@ def babysit(run: Programs, tmp_path: Path) -> Callable[..., Babysat]:
         }
         file = tmp_path / "babysitter.toml"
         file.write_text(toml.dumps(config))
-        script = "babysitter/enhanced_babysitter.py"
-        program = run.python(script, "--config-file", file, env=env)
-        return Babysat(program, name, int(str(port)), folder)
+        return Settings(file, name, port, folder)
+
+    return write
+
+
+@pytest.fixture
+def babysit(run: Programs, configure: Callable[..., Settings]) -> Callable[..., Babysat]:
+    """Start a babysitter over the fake engine.
+
+    `env` is the babysitter's own environment, `prefix` a command that it is run by, the rest as for
+    `configure`.
+    """
+
+    def start(
+        *, env: dict[str, str] | None = None, prefix: tuple[str, ...] = (), **keys: object
+    ) -> Babysat:
+        file, name, port, folder = configure(**keys)
+        script = ROOT / "babysitter/enhanced_babysitter.py"
+        argv = (*prefix, sys.executable, script, "--config-file", file)
+        return Babysat(run.start(*argv, env=env), name, port, folder)
 
     return start
+
+
+@pytest.fixture
+def serving(babysit, registry: FakeRegistry, router: FakeRouter) -> Iterator[Babysat]:
+    """A ready, registered babysitter that a router sends to, with long limits for draining."""
+    router.sending.add("test-server")
+    limits = {"drain_settle": 30, "drain_timeout": 30, "stop_timeout": 5}
+    babysat = babysit(registry_url=registry.url, router_url=router.url, babysitter=limits)
+    babysat.wait_for_state("ready")
+    wait_until(lambda: registry.status(babysat.engine_name) == "running")
+    yield babysat
+    babysat.switch("release")

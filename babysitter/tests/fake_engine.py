@@ -150,6 +150,14 @@ def serve(server: ThreadingHTTPServer, folder: Path) -> None:
         server = again
 
 
+def runs(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat[stat.rindex(")") + 2] not in "ZX"
+
+
 def end_as_told(folder: Path) -> None:
     file = folder / "exit"
     if file.exists():
@@ -166,9 +174,7 @@ def main() -> None:
         argv=sys.argv[1:],
         token=os.environ.get("INFINILM_REGISTRY_TOKEN"),
         admin_token=os.environ.get("INFINILM_ADMIN_TOKEN"),
-        old_alive=[pid for pid in json.loads(old.read_text()) if Path(f"/proc/{pid}").exists()]
-        if old.exists()
-        else [],
+        old_alive=[pid for pid in json.loads(old.read_text()) if runs(pid)] if old.exists() else [],
     )
     sys.stdout.write("engine says hello\n")
     if (args.folder / "say").exists():

@@ -37,17 +37,6 @@ def order(babysat, path: str) -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture
-def serving(babysit, registry, router):
-    router.sending.add("test-server")
-    limits = {"drain_settle": 30, "drain_timeout": 30, "stop_timeout": 5}
-    babysat = babysit(registry_url=registry.url, router_url=router.url, babysitter=limits)
-    babysat.wait_for_state("ready")
-    wait_until(lambda: registry.status(babysat.engine_name) == "running")
-    yield babysat
-    babysat.switch("release")
-
-
 def test_a_restart_announces_drains_stops_and_starts_again(serving, registry, router) -> None:
     held = HeldRequest(serving.port)
     assert order(serving, "/restart")["message"] == "restart ordered"

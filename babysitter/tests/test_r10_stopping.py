@@ -3,23 +3,11 @@
 import signal
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from rig.held_request import HeldRequest
 from rig.processes import free_port, wait_until
-
-
-@pytest.fixture
-def serving(babysit, registry, router) -> Iterator:
-    router.sending.add("test-server")
-    limits = {"drain_settle": 30, "drain_timeout": 30, "stop_timeout": 5}
-    babysat = babysit(registry_url=registry.url, router_url=router.url, babysitter=limits)
-    babysat.wait_for_state("ready")
-    wait_until(lambda: registry.status(babysat.engine_name) == "running")
-    yield babysat
-    babysat.switch("release")
 
 
 def test_r10_the_order_of_stopping(serving, registry, router) -> None:
