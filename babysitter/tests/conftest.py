@@ -138,6 +138,9 @@ class Babysat:
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
         return get(f"http://127.0.0.1:{self.port + 1}{path}")
 
+    def ask_engine(self, path: str) -> tuple[int, dict[str, Any]]:
+        return get(f"http://127.0.0.1:{self.port}{path}")
+
     def state(self) -> str:
         return str(self.get("/health")[1]["state"])
 

@@ -126,14 +126,18 @@ def flood(folder: Path, journal: Journal) -> None:
     """Write what the file `flood` asks for to both streams; journal the longest single write."""
     plan = json.loads((folder / "flood").read_text())
     block = (plan["text"] * (65536 // len(plan["text"]) + 1)).encode("latin-1")[:65536]
-    longest, written = 0.0, 0
+    while plan.get("wait") and not (folder / "go").exists():
+        time.sleep(0.01)
+    longest, written, began = 0.0, 0, time.monotonic()
     while written < plan["bytes"]:
         before = time.monotonic()
         os.write(1 + written // len(block) % 2, block)
-        longest = max(longest, time.monotonic() - before)
+        now = time.monotonic()
+        longest = max(longest, now - before)
         written += len(block)
-        time.sleep(len(block) / plan["rate"])
-    journal.write("flooded", bytes=written, longest=longest)
+        time.sleep(max(0.0, began + written / plan["rate"] - now))
+    os.write(1, b"\n")
+    journal.write("flooded", bytes=written + 1, longest=longest, seconds=time.monotonic() - began)
 
 
 def serve(server: ThreadingHTTPServer, folder: Path) -> None:
