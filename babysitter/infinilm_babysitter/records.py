@@ -12,6 +12,7 @@ Record = Mapping[str, object]
 
 RUNNING = "running"
 RESTARTING = "restarting"
+CRASHLOOP = "crashloop"
 DRAINING = "draining"
 STALLED = "stalled"
 MOST_MODELS = 256

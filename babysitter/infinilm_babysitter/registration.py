@@ -7,12 +7,13 @@ or came back empty, changes nothing for the engine.
 
 import asyncio
 import logging
-import random
 from dataclasses import dataclass
 
+from infinilm_babysitter import pace
 from infinilm_babysitter.config import Config
 from infinilm_babysitter.readiness import Model
 from infinilm_babysitter.records import (
+    CRASHLOOP,
     DRAINING,
     RESTARTING,
     STALLED,
@@ -26,10 +27,6 @@ from infinilm_babysitter.registry_client import (
     RegistryUnavailableError,
 )
 from infinilm_babysitter.waiting import cancel
-
-JITTER = 0.1
-FIRST_RETRY = 0.5
-"""Seconds to the first attempt after a failure; doubled up to the heartbeat interval."""
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +60,9 @@ class Registrar:
         self._interval = config.timing.heartbeat_interval
         self._wake = asyncio.Event()
         self._tried = asyncio.Event()
-        self._registered_now = False
         self._loop_task: asyncio.Task[None] | None = None
+        self._is_new = False
+        """The last call that succeeded was a registration."""
         self.problem = ""
         """Why the registry is not up to date; empty when it is."""
 
@@ -77,9 +75,9 @@ class Registrar:
         """The engine serves these models."""
         self._want(engine_record(self._config, self._instance, models))
 
-    def engine_restarting(self) -> None:
+    def engine_restarting(self, *, crashing: bool) -> None:
         """The engine ended and will be back: routers keep its models in mind but do not send."""
-        self._want_status(RESTARTING)
+        self._want_status(CRASHLOOP if crashing else RESTARTING)
 
     def engine_stalled(self) -> None:
         """The engine has work and does not get on: routers send it nothing until it does."""
@@ -137,16 +135,23 @@ class Registrar:
                 await self._sync_or_start_over()
             except (RegistryUnavailableError, RefusedError) as error:
                 self._report(str(error))
-                refused = isinstance(error, RefusedError)  # asking sooner changes nothing
-                delay = self._interval if refused else self._retry_delay(failures)
+                delay = self._delay_after(error, failures)
                 failures += 1
             else:
                 self._report("")
                 failures = 0
-                delay = self._heartbeat_delay()
+                wait = pace.after_registration if self._is_new else pace.after_heartbeat
+                delay = wait(self._interval)
             if not self._wake.is_set():
                 self._tried.set()
             await self._sleep(delay)
+
+    def _delay_after(self, error: Exception, failures: int) -> float:
+        if isinstance(error, RefusedError):  # asking sooner changes nothing
+            return self._interval
+        if all(entry.known is entry.wanted for entry in (self._babysitter, self._engine)):
+            return pace.after_lost_heartbeat(self._interval)
+        return pace.after_failure(self._interval, failures)
 
     async def _sleep(self, seconds: float) -> None:
         try:
@@ -155,19 +160,9 @@ class Registrar:
         except TimeoutError:
             pass
 
-    def _heartbeat_delay(self) -> float:
-        # After a registration anywhere in the interval: babysitters that were started together
-        # would otherwise come together, and all at once to a registry that forgot them.
-        least = 0.0 if self._registered_now else 1 - JITTER
-        self._registered_now = False
-        return self._interval * random.uniform(least, 1 + JITTER)  # noqa: S311  # jitter, no secret
-
-    def _retry_delay(self, failures: int) -> float:
-        longest = min(FIRST_RETRY * 2.0 ** min(failures, 16), self._interval)
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311  # jitter, no secret
-
     async def _sync_or_start_over(self) -> None:
         """Send whatever differs, renew whatever does not; both again if the registry forgot us."""
+        self._is_new = False
         try:
             await self._sync_both()
         except _ForgottenError:
@@ -202,7 +197,7 @@ class Registrar:
         if answer.status >= 300:
             raise RefusedError(f"registration of {entry.name} refused: {answer.error}")
         entry.known = wanted
-        self._registered_now = True
+        self._is_new = True
         self._follow_interval(answer)
         log.info("registered name=%s status=%s", entry.name, wanted["status"])
 

@@ -138,7 +138,7 @@ class Supervisor:
         if self.orders.restart.is_set():
             self._policy.forget()
             self.engine_state.change_state(State.BACKOFF, ORDERED)
-            self._world.announcer.engine_restarting()
+            self._world.announcer.engine_restarting(crashing=False)
             return
         ready_at = self._watch.ready_at if self._watch else None
         now = self._world.clock()
@@ -153,7 +153,8 @@ class Supervisor:
         else:
             detail = f"{ended.describe()}; next start in {decision.delay:.1f} s"
             self.engine_state.change_state(decision.state, detail)
-            self._world.announcer.engine_restarting()
+            crashing = decision.state is State.CRASHLOOP
+            self._world.announcer.engine_restarting(crashing=crashing)
             await wait_for_any(stop, self.orders.restart, within=decision.delay)
         if self.orders.restart.is_set():
             self._policy.forget()

@@ -44,8 +44,8 @@ class Announcer(Protocol):
     def engine_draining(self) -> None:
         """It takes no new requests."""
 
-    def engine_restarting(self) -> None:
-        """It has ended and will be started again."""
+    def engine_restarting(self, *, crashing: bool) -> None:
+        """It has ended and will be started again; `crashing`: it has done so too often lately."""
 
     def engine_gone(self) -> None:
         """It will not be back."""

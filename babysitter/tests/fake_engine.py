@@ -18,6 +18,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, required=True, help="journal and switches")
     parser.add_argument("--api-key")
     parser.add_argument("--worker", action="store_true", help="fork one that will not end")
+    parser.add_argument("--no-reuse", action="store_true", help="as a server that forgot it")
     parser.add_argument("--silent", action="store_true", help="never listen")
     known, _ = parser.parse_known_args(argv)
     return known
@@ -165,8 +166,10 @@ def runs(pid: int) -> bool:
 def end_as_told(folder: Path) -> None:
     file = folder / "exit"
     if file.exists():
+        code, _, seconds = file.read_text().partition(" ")
+        time.sleep(float(seconds or 0))
         sys.stdout.write("about to end\n")
-        sys.exit(int(file.read_text()))
+        sys.exit(int(code))
 
 
 def main() -> None:
@@ -197,6 +200,7 @@ def main() -> None:
         while True:
             signal.pause()
     Handler.folder, Handler.journal, Handler.api_key = args.folder, journal, args.api_key
+    ThreadingHTTPServer.allow_reuse_address = not args.no_reuse
     server = ThreadingHTTPServer((args.host, args.port), Handler)
     server.daemon_threads = True
     if (args.folder / "flood").exists():

@@ -1,6 +1,8 @@
 """R24: "registered" means "answers for that model"."""
 
+import json
 import sys
+import time
 
 import pytest
 
@@ -11,32 +13,75 @@ def registered(registry, babysat) -> bool:
     return registry.status(babysat.engine_name) == "running"
 
 
+def registrations(registry, babysat) -> list:
+    """Every attempt to register the engine."""
+    calls = registry.seen("POST", "/services")
+    return [call for call in calls if call.body["name"] == babysat.engine_name]
+
+
+@pytest.mark.parametrize(
+    ("loads_for", "probe_interval"), [(0.0, 0.05), pytest.param(60.0, 1.0, marks=pytest.mark.slow)]
+)
 def test_r24_an_engine_that_loads_is_registered_as_soon_as_it_lists_its_model(
-    babysit, registry
+    babysit, registry, loads_for: float, probe_interval: float
 ) -> None:
-    babysat = babysit(registry_url=registry.url, switches={"loading": ""})
-    wait_until(lambda: len(babysat.journal("refused")) >= 10, what="ten looks")
+    babysat = babysit(
+        registry_url=registry.url,
+        switches={"loading": ""},
+        babysitter={"probe_interval": probe_interval},
+    )
+    wait_until(lambda: len(babysat.journal("refused")) >= 10, 30, what="ten looks")
     status, health = babysat.get("/health")
     assert (status, health["state"]) == (503, "starting")
     assert health["detail"] == "/v1/models answers 503"
     assert health["last_log_line"] == "engine says hello"
-    assert babysat.engine_name not in registry.services
+    time.sleep(loads_for)
+    looks = len(babysat.journal("refused"))
+    early = registrations(registry, babysat)
     babysat.switch("loading", on=False)
-    wait_until(lambda: registered(registry, babysat), 2.0, "registration")
+    ready_at = time.monotonic()
+    wait_until(lambda: registered(registry, babysat), what="registration")
+    took = registrations(registry, babysat)[0].time - ready_at
+    print(f"R24 {len(early)} early registrations in {looks} looks, then registered in {took:.2f} s")
+    assert early == []
+    assert took <= 2.0
     assert babysat.get("/health")[0] == 200
     assert babysat.get("/models")[1]["data"][0]["id"] == "m"
 
 
-def test_r24_an_engine_that_never_gets_ready_is_ended_and_started_again(babysit, registry) -> None:
+def test_r24_an_engine_that_never_gets_ready_is_ended_with_all_its_processes(
+    babysit, registry
+) -> None:
     babysat = babysit(
         registry_url=registry.url,
         engine=("--worker",),
         switches={"loading": ""},
-        babysitter={"start_timeout": 0.5, "stop_timeout": 0.2},
+        babysitter={"start_timeout": 1.0, "stop_timeout": 0.2},
     )
+    wait_until((babysat.folder / "forked").exists, what="worker")
+    tree = [process.pid for process in babysat.tree()]
+    assert len(tree) == 4, "keeper, engine, worker and its child"
+    babysat.switch("old_tree", text=json.dumps(tree))
     wait_until(lambda: len(babysat.journal("start")) >= 2, what="second start")
-    assert "not ready after 0.5 s: /v1/models answers 503" in babysat.program.output
-    assert babysat.engine_name not in registry.services
+    assert "not ready after 1 s: /v1/models answers 503" in babysat.program.output
+    assert babysat.journal("start")[1]["old_alive"] == []
+    assert registrations(registry, babysat) == []
+
+
+def test_r24_a_change_of_the_models_is_known_by_the_next_look(babysit, registry) -> None:
+    babysat = babysit(registry_url=registry.url, babysitter={"heartbeat_interval": 3600})
+    wait_until(lambda: registered(registry, babysat), what="registration")
+    babysat.serve("m", "lora")
+    changed = time.monotonic()
+    both = ["m", "lora"]
+    wait_until(
+        lambda: registry.services[babysat.engine_name]["metadata"]["models"] == both, what="told"
+    )
+    print(
+        f"R24 a change of models is registered {time.monotonic() - changed:.2f} s later"
+        " (models_interval 0.1 s; default 10 s)"
+    )
+    wait_until(lambda: len(babysat.get("/models")[1]["data"]) == 2, what="shown")
 
 
 def test_models_are_taken_from_the_path_without_v1_if_the_other_is_missing(

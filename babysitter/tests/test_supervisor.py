@@ -117,8 +117,8 @@ class FakeWorld:
     def engine_draining(self) -> None:
         self.said.append("draining")
 
-    def engine_restarting(self) -> None:
-        self.said.append("restarting")
+    def engine_restarting(self, *, crashing: bool) -> None:
+        self.said.append("crashloop" if crashing else "restarting")
         if self.supervisor:
             self.states_at_ends.append(self.supervisor.engine_state.state)
 
