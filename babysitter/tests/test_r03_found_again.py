@@ -7,10 +7,7 @@ import pytest
 from rig.processes import Programs, wait_until
 from rig.system import Registry
 
-ROUNDS = pytest.mark.parametrize(
-    ("rounds", "heartbeat"),
-    [(2, 1.0), pytest.param(20, 10.0, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
-)
+SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
 MOCK = {"type": "mock", "models": ["m"]}
 
 
@@ -21,8 +18,15 @@ def entry(registry: Registry, name: str) -> dict:
     return {key: found[key] for key in found if key not in changing}
 
 
-@ROUNDS
-@pytest.mark.parametrize("backend", [None, MOCK], ids=["python", "mock"])
+@pytest.mark.parametrize(
+    ("backend", "rounds", "heartbeat"),
+    [
+        (MOCK, 2, 1.0),
+        pytest.param(MOCK, 20, 10.0, marks=SLOW),
+        pytest.param(None, 20, 10.0, marks=SLOW),
+    ],
+    ids=["", "mock", "command"],
+)
 def test_r03_an_entry_that_was_deleted_or_forgotten_is_back_within_a_heartbeat(
     run: Programs, babysit, backend: dict | None, rounds: int, heartbeat: float
 ) -> None:

@@ -20,19 +20,16 @@ def first_call_after_outage(vary: random.Random, began: float, ended: float) -> 
     return now - ended
 
 
-@pytest.mark.parametrize("outage", [0.5, 2.0, 10.0, 90.0, 3600.0])
+@pytest.mark.parametrize("outage", [0.5, 2.0, 90.0])
 @pytest.mark.parametrize("before", [1.0, 30.0])
 def test_r03_500_babysitters_that_started_together_come_back_spread_over_seconds(
     outage: float, before: float
 ) -> None:
+    """`before`: seconds after their common start at which the registry goes away."""
     vary = random.Random(7)
     calls = sorted(first_call_after_outage(vary, before, before + outage) for _ in range(500))
     middle = calls[475] - calls[25]
     each_second = collections.Counter(int(call) for call in calls)
-    print(
-        f"R3 500 babysitters after an outage of {outage:g} s: spread over"
-        f" {calls[-1] - calls[0]:.1f} s, at most {max(each_second.values())} in one second"
-    )
     assert calls[-1] <= HEARTBEAT * 1.1
     assert calls[-1] - calls[0] >= 5
     assert middle >= 3, "and not by a few stragglers"

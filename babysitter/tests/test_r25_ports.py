@@ -1,5 +1,7 @@
 """R25: we never serve somebody else's process."""
 
+import contextlib
+import http.client
 import os
 import socket
 import time
@@ -68,10 +70,12 @@ def time_waits(port: int) -> int:
 
 def crash_with_lingering_connection(babysat) -> None:
     """The engine's side closes first, as it is killed; then the client closes too."""
-    with socket.create_connection(("127.0.0.1", babysat.port)) as client:
+    client = http.client.HTTPConnection("127.0.0.1", babysat.port, timeout=10)
+    with contextlib.closing(client):
+        client.request("GET", "/health")
+        client.getresponse().read()  # the engine has taken the connection, and keeps it
         os.kill(babysat.engine_pid(), 9)
-        client.settimeout(10)
-        assert client.recv(1) == b""
+        assert client.sock.recv(1) == b""
     wait_until(lambda: time_waits(babysat.port) > 0, what="TIME_WAIT")
 
 
