@@ -49,9 +49,10 @@ class LineCap:
 
     def feed(self, data: bytes) -> bytes:
         """The data without the bytes beyond the limit of their lines."""
-        if self._length + len(data) <= self._limit:  # nearly always
-            newline = data.rfind(b"\n")
-            self._length = self._length + len(data) if newline < 0 else len(data) - newline - 1
+        first = data.find(b"\n")
+        begun = self._length + (len(data) if first < 0 else first)
+        if begun <= self._limit and len(data) <= self._limit:  # nearly always: no line is too long
+            self._length = begun if first < 0 else len(data) - data.rfind(b"\n") - 1
             return data
         *complete, rest = data.split(b"\n")
         kept = []
