@@ -99,14 +99,21 @@ def test_an_engine_that_is_idle_or_moves_is_not_asked_for_tokens(serving) -> Non
     assert serving.journal("asked") == []
 
 
-def test_an_engine_that_does_not_answer_is_busy_and_in_time_stalled(serving) -> None:
-    serving.switch("mute")
-    wait_until(lambda: liveness(serving) == "busy", what="busy")
-    assert serving.get("/health")[0] == 200
-    wait_until(lambda: liveness(serving) == "stalled", what="stalled")
-    serving.switch("mute", on=False)
-    wait_until(lambda: liveness(serving) == "ok", what="ok again")
-    assert len(serving.journal("start")) == 1
+def test_an_engine_that_does_not_answer_is_busy_and_in_time_stalled(babysit) -> None:
+    patient = FAST_STALL | {"stalled_after": 4}  # busy for long enough to be seen
+    babysat = babysit(babysitter=patient, switches={"metrics": page(0, 1)})
+    babysat.wait_for_state("ready")
+    wait_until(lambda: babysat.get("/info")[1]["engine"]["metrics"] == "vllm", what="metrics read")
+    babysat.switch("mute")
+    status = wait_until(
+        lambda: [code for code, body in [babysat.get("/health")] if body["liveness"] == "busy"],
+        what="busy",
+    )
+    assert status == [200]
+    wait_until(lambda: liveness(babysat) == "stalled", what="stalled")
+    babysat.switch("mute", on=False)
+    wait_until(lambda: liveness(babysat) == "ok", what="ok again")
+    assert len(babysat.journal("start")) == 1
 
 
 def test_a_stopped_process_is_stalled_and_not_dead(serving) -> None:
