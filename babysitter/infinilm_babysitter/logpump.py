@@ -75,15 +75,19 @@ class RotatedFile:
         self._limits = limits
         self._file: FileIO | None = None
         self._size = 0
+        self.written = 0
+        """Bytes of all data so far, those of writes that failed half-way too."""
 
     def write(self, data: bytes) -> None:
         """Append all of `data`. Raises OSError; the next call tries with a newly opened file."""
         try:
             file = self._open(len(data))
-            written = 0
-            while written < len(data):
-                written += file.write(data[written:])
-            self._size += written
+            rest = data
+            while rest:
+                count = file.write(rest)
+                self._size += count
+                self.written += count
+                rest = rest[count:]
         except OSError:
             self.close()
             raise
@@ -179,10 +183,11 @@ class LogPump:
 
     def _write(self) -> None:
         while (chunk := self._ring.take()) is not None:
+            before = self._file.written
             try:
                 self._file.write(chunk)
             except OSError as error:
-                self._unwritten += len(chunk)
+                self._unwritten += len(chunk) - (self._file.written - before)
                 self._report_losses(time.monotonic(), str(error))
             else:
                 self._report_losses(time.monotonic())

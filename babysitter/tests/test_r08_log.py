@@ -134,6 +134,12 @@ def test_r08_a_full_disk_does_not_stop_the_engine(babysit, tmp_path, small_disk)
     babysat.program.wait_for_line("engine log incomplete .*No space left on device")
     assert babysat.state() == "ready"
     assert written(logs) <= MIB // 2
+
+    def accounted_for() -> int:
+        return written(logs) + babysat.get("/info")[1]["log_lost_bytes"]
+
+    said = flood["bytes"] + len(b"engine says hello\n")
+    wait_until(lambda: accounted_for() == said, what="every byte is in the file or counted")
     print(
         f"R8 disk full: longest write {flood['longest'] * 1000:.0f} ms, requests p99"
         f" {p99(loud):.0f} ms"
@@ -181,6 +187,18 @@ def test_a_rotated_file_keeps_its_order(tmp_path: Path) -> None:
     names = ("log", "log.1", "log.2")
     assert [(tmp_path / name).read_bytes() for name in names] == [b"4444", b"3333", b"2222"]
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_file_that_failed_is_opened_anew(tmp_path: Path) -> None:
+    (tmp_path / "log").symlink_to("/dev/full")
+    file = RotatedFile(tmp_path / "log", LogLimits())
+    with pytest.raises(OSError, match="No space left"):
+        file.write(b"lost")
+    (tmp_path / "log").unlink()
+    file.write(b"kept")
+    file.close()
+    assert (tmp_path / "log").read_bytes() == b"kept"
+    assert file.written == 4
 
 
 def test_no_old_files_are_kept_if_none_are_wanted(tmp_path: Path) -> None:
