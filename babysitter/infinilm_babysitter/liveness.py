@@ -67,6 +67,8 @@ class Belief:
     unavailable: bool = False
     requests: float = 0.0
     """Those that it had at the last look with metrics."""
+    hung: bool = False
+    """Its metrics did not come at the last look, for no good reason."""
 
 
 def judge(before: Belief, look: Look, stalled_after: float) -> Belief:
@@ -75,7 +77,7 @@ def judge(before: Belief, look: Look, stalled_after: float) -> Belief:
     requests = look.load.requests if look.load else before.requests
     moved_at = look.at if before.moved_at is None or _moves(before, look) else before.moved_at
     verdict = _verdict(before, look, still_for=look.at - moved_at, stalled_after=stalled_after)
-    return Belief(verdict, moved_at, progress, look.unavailable, requests)
+    return Belief(verdict, moved_at, progress, look.unavailable, requests, look.hangs)
 
 
 def _moves(before: Belief, look: Look) -> bool:
@@ -93,7 +95,9 @@ def _moves(before: Belief, look: Look) -> bool:
 def _verdict(before: Belief, look: Look, *, still_for: float, stalled_after: float) -> Verdict:
     if look.refused or (look.unavailable and before.unavailable):
         return Verdict.DEAD
-    if still_for >= stalled_after:
+    # One answer that is late proves nothing.
+    is_first_sign = look.hangs and not before.hung and before.verdict is not Verdict.STALLED
+    if still_for >= stalled_after and not is_first_sign:
         return Verdict.STALLED
     has_work = look.load is not None and look.load.requests > 0 and look.clients > 0
     return Verdict.OK if look.answered and not has_work and not look.hangs else Verdict.BUSY

@@ -156,8 +156,8 @@ class Watch:
         if Verdict.STALLED not in {was, belief.verdict}:
             return
         if belief.verdict is Verdict.STALLED:
-            seconds = self._config.timing.stalled_after
-            detail = f"no token for {seconds:g} s with {belief.requests:g} requests to do"
+            what = "answer" if belief.hung else f"token, with {belief.requests:g} requests to do,"
+            detail = f"no {what} for {self._config.timing.stalled_after:g} s"
             log.error("engine stalled reason=%r", detail)
         else:
             detail = "no longer stalled"

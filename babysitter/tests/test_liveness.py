@@ -102,6 +102,12 @@ def test_metrics_that_have_to_come_and_do_not_are_a_stall_after_the_time() -> No
     assert verdict(at(0, load=IDLE), at(119, **silent), at(120, **silent)) is Verdict.STALLED
 
 
+def test_one_late_answer_proves_nothing_however_late_it_is() -> None:
+    silent = {"load": None, "hangs": True, "answered": False}
+    assert verdict(at(0, load=IDLE), at(500, **silent)) is Verdict.BUSY
+    assert verdict(at(0, load=IDLE), at(500, **silent), at(501, **silent)) is Verdict.STALLED
+
+
 def test_metrics_that_come_in_between_show_whether_tokens_have_moved() -> None:
     silent = {"load": None, "hangs": True, "answered": False}
     looks = (at(0), at(60, **silent), at(110, load=working(21)), at(229, **silent))
@@ -110,6 +116,7 @@ def test_metrics_that_come_in_between_show_whether_tokens_have_moved() -> None:
 
 def test_a_stalled_engine_that_no_longer_shows_metrics_stays_stalled() -> None:
     assert verdict(at(0), at(120), at(130, load=None)) is Verdict.STALLED
+    assert verdict(at(0), at(120), at(130, load=None, hangs=True)) is Verdict.STALLED
 
 
 def test_refused_is_dead_at_once_and_comes_back() -> None:

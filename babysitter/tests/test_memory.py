@@ -36,9 +36,10 @@ def tool(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start(babysit, tool: Path):
-    def start(limit: float, **babysitter: object):
+    def start(limit: float, *, loading: bool = False):
         env = {"PATH": f"{tool}:{os.environ['PATH']}", "FOLDER": str(tool)}
-        return babysit(env=env, babysitter={"gpu_free_timeout": limit, **babysitter})
+        switches = {"loading": ""} if loading else {}
+        return babysit(env=env, switches=switches, babysitter={"gpu_free_timeout": limit})
 
     return start
 
@@ -78,9 +79,10 @@ def test_no_new_engine_starts_while_the_tool_lists_a_process_of_the_last_one(sta
 def test_where_processes_are_not_listed_the_memory_of_the_devices_is_waited_for(
     start, tool
 ) -> None:
-    babysat = start(3600, probe_interval=0.3)
-    wait_until(lambda: calls(tool) >= 1, what="looked before the start")
+    babysat = start(3600, loading=True)
+    wait_until(lambda: babysat.journal("start"), what="looked before, and started")
     (tool / "used").write_text("40000")
+    babysat.switch("loading", on=False)
     babysat.wait_for_state("ready")
     wait_until(lambda: calls(tool) >= 2, what="looked at the running engine")
     kill_engine(babysat)
