@@ -129,11 +129,13 @@ def _expectation(world: World, step: Json) -> list[str]:
 
 
 def _leave(world: World, step: Json) -> list[str]:
-    """A client that goes away: as soon as it has sent, while the engine works, or in a stream."""
+    """A client that goes away: as soon as it has sent, in a queue, at an engine, in a stream."""
     with RawClient(world.router.url) as client:
         client.send(wire_of(step["leave"]))
         if step["when"] == "streaming":
             client.read_some()
+        elif step["when"] == "queued":
+            wait_until(lambda: world.router.get("/stats")["queued"], PATIENCE)
         elif step["when"] == "waiting":
             wait_until(lambda: any(e.in_flight for e in world.engines.values()), PATIENCE)
         if step.get("how") == "reset":

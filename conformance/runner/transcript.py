@@ -16,7 +16,7 @@ from runner.exchange import Answer
 
 TIMES = {"timestamp", "started_at", "last_check"}
 # Of these only the type must be the same: how often something was asked until it was so counts too.
-MEASURED = {"response_time", "uptime", "request_count"}
+MEASURED = {"response_time", "uptime", "request_count", "requests"}
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00\Z")
 VIA = re.compile(r"(?<=1\.1 infinilm-)[0-9a-f]{8}")
 ID_FIELD = re.compile(r"(?<=x-request-id: )[^\r\n]+", re.IGNORECASE)

@@ -26,6 +26,7 @@ from infinilm_router.registry.client import RegistryClient
 from infinilm_router.registry.sync import RegistrySync
 from infinilm_router.router.health import HealthProber
 from infinilm_router.router.load import LoadBook
+from infinilm_router.router.queue import WaitingRoom
 from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
 from infinilm_router.utils.errors import Code, RouterError
@@ -81,9 +82,10 @@ class App:
         config = self._config
         loop = asyncio.get_running_loop()
         queue = DeadlineQueue(loop)
-        book = LoadBook(config.max_errors)
+        book = LoadBook()
+        store = TableStore(on_change=lambda last, new: book.follow(last, new, queue.now()))
+        room = WaitingRoom(store, book)
         counters = Counters()
-        store = TableStore(on_services=book.forget_missing)
         store.set_services(config.static_services, known=not config.registry_urls)
         pool = UpstreamPool(queue, config.pool_idle_timeout, config.proxy_connect_timeout)
         learner = ModelLearner(config, session, store)
@@ -92,6 +94,7 @@ class App:
             config=config,
             store=store,
             load=book,
+            room=room,
             catalog=ModelCatalog(store),
             prober=prober,
             counters=counters,
@@ -105,6 +108,7 @@ class App:
             queue=queue,
             store=store,
             book=book,
+            room=room,
             pool=pool,
             access_log=AccessLog(loop, config.access_log),
             counters=counters,
@@ -113,6 +117,7 @@ class App:
         self._configured += [gateway.configure, prober.configure, learner.configure]
         self._start(prober.run(), "health")
         self._start(learner.run(), "models")
+        self._start(room.run(queue.now), "queue")
         if config.registry_urls:
             client = RegistryClient(session, config.registry_urls)
             sync = RegistrySync(config, client, store, learner=learner)

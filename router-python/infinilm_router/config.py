@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from infinilm_router.router.table import Service
+from infinilm_router.router.table import MAX_CONCURRENCY, Service
 from infinilm_router.utils import checks
 from infinilm_router.utils.checks import Check
 
@@ -65,6 +65,20 @@ class RouterConfig:
     max_errors: int = _setting(
         3, checks.whole(0, 1000), "failed requests in a row that eject an engine; 0 = never"
     )
+    max_concurrency: int = _setting(
+        256, checks.whole(1, MAX_CONCURRENCY), "most requests at one engine at once; "
+        "metadata.max_concurrency is an engine's own",
+    )  # fmt: skip
+    queue_size: int = _setting(
+        128, checks.whole(0, 1_000_000), "most requests for a model that wait for an engine"
+    )
+    queue_timeout: float = _setting(30.0, checks.seconds(), "longest wait for an engine")
+    queue_bytes: int = _setting(
+        256 * MEBIBYTE, checks.whole(0, 2**40), "most memory of all waiting requests' bodies"
+    )
+    slow_start: float = _setting(
+        10.0, checks.seconds(0), "time in which an engine that comes (back) takes up its share"
+    )
     registry_sync_interval: float = _setting(
         5.0, checks.seconds(), "time between registry polls (beside the watch)"
     )
@@ -79,6 +93,7 @@ class RouterConfig:
         600.0, checks.seconds(), "limit to the first byte of other answers"
     )
     idle_timeout: float = _setting(120.0, checks.seconds(), "longest silence inside an answer")
+    stream_timeout: float = _setting(0.0, checks.seconds(0), "limit of a whole stream; 0 = none")
     sse_ping_interval: float = _setting(
         15.0, checks.seconds(0), "silence after which a stream gets a comment; 0 = never"
     )

@@ -13,8 +13,10 @@ from infinilm_router.handlers.context import Context, LocalAnswer
 from infinilm_router.handlers.routes import ROUTES
 from infinilm_router.models.catalog import ModelCatalog
 from infinilm_router.proxy.heads import RequestHead
+from infinilm_router.router.engine import Outcome
 from infinilm_router.router.health import HealthProber
-from infinilm_router.router.load import LoadBook, Outcome
+from infinilm_router.router.load import LoadBook
+from infinilm_router.router.queue import WaitingRoom
 from infinilm_router.router.table import TableStore
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.metrics import Counters
@@ -26,13 +28,14 @@ class Router:
     def __init__(self, config: RouterConfig) -> None:
         self.store = TableStore()
         self.store.set_services([], known=True)
-        self.load = LoadBook(3, jitter=lambda: 0.5)
+        self.load = LoadBook(jitter=lambda: 0.5)
         self.draining = False
         self.checked: dict[str, float] = {}
         self.context = Context(
             config=config,
             store=self.store,
             load=self.load,
+            room=WaitingRoom(self.store, self.load),
             catalog=ModelCatalog(self.store),
             prober=cast("HealthProber", SimpleNamespace(last_check=self.checked.get)),
             counters=Counters(),
@@ -116,8 +119,8 @@ def test_a_draining_router_is_not_ready(mixed: Router, path: bytes) -> None:
 
 def test_stats_show_what_traffic_did_to_each_service(mixed: Router) -> None:
     a, b = mixed.store.current.services[:2]
-    running = mixed.load.begin(a, 0.0)
-    running.first_byte(Outcome.OK, 0.25)
+    running = mixed.load.begin(a, 0.0, 700)
+    running.answered(200, None, stream=True, now=0.25)
     for _ in range(3):
         mixed.load.begin(b, 99.0).release(Outcome.ENGINE_FAULT, 99.0)
     mixed.checked["a"] = 1_700_000_000.0
@@ -131,6 +134,8 @@ def test_stats_show_what_traffic_did_to_each_service(mixed: Router) -> None:
         "requests": 0,
         "failures": {},
         "retries": 0,
+        "queued": 0,
+        "queues": [],
         "draining": False,
         "panic": True,  # sick-only is served by an engine that is down
         "started_at": "1970-01-01T00:00:00.000+00:00",
@@ -146,7 +151,12 @@ def test_stats_show_what_traffic_did_to_each_service(mixed: Router) -> None:
         "source": "registry",
         "backup": False,
         "ejected": False,
+        "busy": False,
+        "warming": False,
         "in_flight": 1,
+        "max_concurrency": 256,
+        "prefill_requests": 1,
+        "prefill_bytes": 700,
         "request_count": 1,
         "error_count": 0,
         "response_time": 0.25,

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, LocalSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{error, info, warn};
 
 use crate::config::RouterConfig;
@@ -24,8 +24,11 @@ use crate::proxy::gateway::{Settings, Shared};
 use crate::proxy::worker::{Orders, Phase, serve_thread};
 use crate::registry::client::{RegistryClient, TIMEOUT};
 use crate::registry::sync::RegistrySync;
+use crate::router::engine::Limits;
 use crate::router::health::{HealthProber, wall_time};
 use crate::router::load::LoadBook;
+use crate::router::queue::{RoomLimits, WaitingRoom};
+use crate::router::selection::{Policy, Rules};
 use crate::router::table::TableStore;
 use crate::utils::listen::{bind_all, plain_reason};
 use crate::utils::logging::LogLevel;
@@ -176,11 +179,13 @@ impl App {
 
     fn build(&mut self) -> (Arc<Shared>, Arc<ModelLearner>) {
         let config = Arc::clone(&self.config);
-        let book = Arc::new(LoadBook::new(config.max_errors));
-        let forgetting = Arc::clone(&book);
-        let store = Arc::new(TableStore::new(Some(Box::new(move |services| {
-            forgetting.forget_missing(services);
+        let book = Arc::new(LoadBook::default());
+        let following = Arc::clone(&book);
+        let store = Arc::new(TableStore::new(Some(Box::new(move |last, new| {
+            following.follow(last, new, Instant::now());
         }))));
+        let room = WaitingRoom::new(Arc::clone(&store), Arc::clone(&book));
+        set_limits(&config, &store, &book, &room);
         store.set_services(
             config.static_services.clone(),
             config.registry_urls.is_empty(),
@@ -195,6 +200,7 @@ impl App {
             config: Arc::clone(&config),
             store: Arc::clone(&store),
             load: Arc::clone(&book),
+            room: Arc::clone(&room),
             catalog: ModelCatalog::new(Arc::clone(&store)),
             prober: Arc::clone(&prober),
             counters: Arc::default(),
@@ -204,10 +210,11 @@ impl App {
         };
         self.start_loops(&prober, &learner, &store);
         self.configured.push(Box::new({
-            let book = Arc::clone(&book);
-            move |new| book.lock().max_fails = new.max_errors
+            let (store, book, room) = (Arc::clone(&store), Arc::clone(&book), Arc::clone(&room));
+            move |new| set_limits(new, &store, &book, &room)
         }));
-        (Arc::new(Shared::new(store, book, context)), learner)
+        self.start("queue", Arc::clone(&room).run());
+        (Arc::new(Shared::new(store, book, room, context)), learner)
     }
 
     fn start_loops(
@@ -337,6 +344,27 @@ impl App {
         workers.order(phase);
         workers.ended().await;
     }
+}
+
+/// Let load and waiting go by these settings.
+fn set_limits(config: &RouterConfig, store: &TableStore, book: &LoadBook, room: &WaitingRoom) {
+    let limits = Limits {
+        max_fails: config.max_errors,
+        max_concurrency: config.max_concurrency,
+        slow_start: seconds(config.slow_start),
+    };
+    book.configure(limits, &store.peek());
+    let rules = Rules {
+        policy: Policy::named(config.policy),
+        cache_type_threshold: config.cache_type_routing_threshold,
+        last_choice: false,
+    };
+    let limits = RoomLimits {
+        size: usize::try_from(config.queue_size).unwrap_or(usize::MAX),
+        timeout: config.queue_timeout,
+        bytes: config.queue_bytes,
+    };
+    room.configure(rules, limits);
 }
 
 /// Take over nothing that a running router can't change.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
-use crate::router::table::Service;
+use crate::router::table::{MAX_CONCURRENCY, Service};
 use crate::utils::checks::{self, Check, Checked, Cidr, FilePath, LEAST, Many, Text};
 use crate::utils::checks::{one_of, seconds, whole};
 use crate::utils::json::{self, Style};
@@ -121,6 +121,15 @@ settings! {
     health_rise: u32 = 2, whole::<u32>(1, 100), "good probes that bring it back";
     max_errors: u32 = 3, whole::<u32>(0, 1000),
         "failed requests in a row that eject an engine; 0 = never";
+    max_concurrency: u32 = 256, whole::<u32>(1, i64::from(MAX_CONCURRENCY)),
+        "most requests at one engine at once; metadata.max_concurrency is an engine's own";
+    queue_size: u32 = 128, whole::<u32>(0, 1_000_000),
+        "most requests for a model that wait for an engine";
+    queue_timeout: f64 = 30.0, seconds(LEAST), "longest wait for an engine";
+    queue_bytes: u64 = 256 * MEBIBYTE, whole::<u64>(0, 1 << 40),
+        "most memory of all waiting requests' bodies";
+    slow_start: f64 = 10.0, seconds(0.0),
+        "time in which an engine that comes (back) takes up its share";
     registry_sync_interval: f64 = 5.0, seconds(LEAST),
         "time between registry polls (beside the watch)";
     service_removal_grace_period: f64 = 60.0, seconds(0.0),
@@ -129,6 +138,7 @@ settings! {
     first_byte_timeout: f64 = 300.0, seconds(LEAST), "limit to a stream's first byte";
     response_timeout: f64 = 600.0, seconds(LEAST), "limit to the first byte of other answers";
     idle_timeout: f64 = 120.0, seconds(LEAST), "longest silence inside an answer";
+    stream_timeout: f64 = 0.0, seconds(0.0), "limit of a whole stream; 0 = none";
     sse_ping_interval: f64 = 15.0, seconds(0.0),
         "silence after which a stream gets a comment; 0 = never";
     drain_delay: f64 = 5.0, seconds(0.0),

@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use infini_router::router::load::{LoadBook, Outcome};
+use infini_router::router::engine::{Limits, Outcome};
+use infini_router::router::load::LoadBook;
 use infini_router::router::selection::{Choice, Request, Rules, choose, explain};
 use infini_router::router::table::{Service, ServiceTable};
 use infini_router::utils::errors::{Code, RouterError};
@@ -47,7 +48,9 @@ fn request(tried: &str) -> Request {
 
 fn chosen(table: &ServiceTable, tried: &str, book: &LoadBook) -> Option<Choice> {
     let (mut book, now) = (book.lock(), Instant::now());
-    choose(table, &request(tried), &mut book, now, Rules::default()).unwrap()
+    choose(table, &request(tried), &mut book, now, Rules::default())
+        .unwrap()
+        .ok()
 }
 
 fn picks(table: &ServiceTable, count: usize, book: &LoadBook) -> String {
@@ -56,12 +59,20 @@ fn picks(table: &ServiceTable, count: usize, book: &LoadBook) -> String {
 }
 
 fn picked(table: &ServiceTable, count: usize) -> String {
-    picks(table, count, &LoadBook::new(3))
+    picks(table, count, &LoadBook::default())
+}
+
+fn with_max_fails(max_fails: u32) -> Arc<LoadBook> {
+    let limits = Limits {
+        max_fails,
+        ..Limits::default()
+    };
+    Arc::new(LoadBook::new(limits, || 0.5))
 }
 
 fn end_one(book: &Arc<LoadBook>, service: &Arc<Service>, outcome: Outcome) {
     let now = Instant::now();
-    let in_flight = book.begin(&mut book.lock(), service, now);
+    let in_flight = book.begin(&mut book.lock(), service, now, 0);
     in_flight.release(outcome, now);
 }
 
@@ -83,7 +94,7 @@ fn when_probes_leave_less_than_half_the_others_are_tried_too() {
 
 #[test]
 fn in_panic_engines_that_are_down_and_failed_a_request_wait_for_the_others() {
-    let (given, book) = (table("abcd", "bcd"), Arc::new(LoadBook::new(0)));
+    let (given, book) = (table("abcd", "bcd"), with_max_fails(0));
     end_one(&book, &given.services[0], Outcome::EngineFault);
     end_one(&book, &given.services[1], Outcome::EngineFault);
     assert_eq!(picks(&given, 6, &book), "acdacd");
@@ -98,7 +109,7 @@ fn in_panic_engines_that_are_down_and_failed_a_request_wait_for_the_others() {
 
 #[test]
 fn in_panic_ejection_and_what_was_tried_count_as_ever() {
-    let (given, book) = (table("abcd", "bcd"), Arc::new(LoadBook::new(1)));
+    let (given, book) = (table("abcd", "bcd"), with_max_fails(1));
     end_one(&book, &given.services[0], Outcome::EngineFault);
     assert_eq!(letters(&picks(&given, 6, &book)), letters("bcd"));
     assert_eq!(chosen(&given, "bc", &book).unwrap().service.name, "d");
@@ -125,7 +136,7 @@ fn panic_is_a_matter_of_each_model_and_of_engines_that_should_run() {
 
 #[test]
 fn an_engine_that_the_registry_takes_out_is_not_tried_in_panic() {
-    let (book, now) = (LoadBook::new(3), Instant::now());
+    let (book, now) = (LoadBook::default(), Instant::now());
     let given = table_of(vec![engine("a", "m", "draining")], "");
     let refused = choose(
         &given,
@@ -140,7 +151,7 @@ fn an_engine_that_the_registry_takes_out_is_not_tried_in_panic() {
 #[test]
 fn a_choice_made_in_panic_says_so() {
     let says = |table: &ServiceTable| {
-        let choice = chosen(table, "", &LoadBook::new(3)).unwrap();
+        let choice = chosen(table, "", &LoadBook::default()).unwrap();
         [choice.policy, choice.why, choice.suffix()].concat()
     };
     assert_eq!(says(&table("abcd", "bcd")), "round_robin; its turn; panic");

@@ -78,6 +78,7 @@ FAST = {
     "health-timeout": 1,
     "registry-sync-interval": 0.1,
     "drain-delay": 0.1,
+    "slow-start": 0,  # tests of shares say when they want it
 }
 
 

@@ -10,6 +10,7 @@ from infinilm_router.config import RouterConfig
 from infinilm_router.models.catalog import ModelCatalog
 from infinilm_router.router.health import HealthProber
 from infinilm_router.router.load import LoadBook
+from infinilm_router.router.queue import WaitingRoom
 from infinilm_router.router.table import TableStore
 from infinilm_router.utils.metrics import Counters
 
@@ -33,6 +34,7 @@ class Context:
     config: RouterConfig
     store: TableStore
     load: LoadBook
+    room: WaitingRoom
     catalog: ModelCatalog
     prober: HealthProber
     counters: Counters

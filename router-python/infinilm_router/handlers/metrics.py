@@ -6,6 +6,7 @@ from infinilm_router.handlers.context import Context, LocalAnswer
 from infinilm_router.router.table import Service
 from infinilm_router.utils.metrics import (
     CONTENT_TYPE,
+    OTHER,
     Exposition,
     Failure,
     Sample,
@@ -20,6 +21,7 @@ def metrics(ctx: Context) -> LocalAnswer:
     out = Exposition()
     _add_requests(ctx, out)
     _add_engines(ctx, out)
+    _add_queues(ctx, out)
     _add_router(ctx, out)
     return LocalAnswer(200, out.text(), CONTENT_TYPE)
 
@@ -77,7 +79,26 @@ def _add_engines(ctx: Context, out: Exposition) -> None:
             "1 = it gets no requests for a while, because they failed on it.",
             lambda s: load.of(s).is_ejected(now),
         ),
+        ("busy", "gauge", "1 = it asked for a pause.", lambda s: load.of(s).is_busy(now)),
         ("in_flight", "gauge", "Requests that it serves now.", lambda s: load.of(s).in_flight),
+        (
+            "max_concurrency",
+            "gauge",
+            "Requests that it gets at once, at most.",
+            lambda s: load.of(s).limit,
+        ),
+        (
+            "prefill_requests",
+            "gauge",
+            "Requests sent to it that have no first byte yet.",
+            lambda s: load.of(s).prefill_requests,
+        ),
+        (
+            "prefill_bytes",
+            "gauge",
+            "Bytes of the prompts in those.",
+            lambda s: load.of(s).prefill_bytes,
+        ),
         (
             "requests_total",
             "counter",
@@ -88,6 +109,12 @@ def _add_engines(ctx: Context, out: Exposition) -> None:
     for name, kind, about, value in found:
         samples = [({"engine": engine.name}, value(engine)) for engine in table.engines]
         out.add(f"{PREFIX}engine_{name}", kind, about, samples)
+
+
+def _add_queues(ctx: Context, out: Exposition) -> None:
+    """What waits for any model is `other`, as in the counts of requests."""
+    waiting = [({"model": model or OTHER}, count) for model, count in ctx.room.lengths()]
+    out.add(f"{PREFIX}queued", "gauge", "Requests that wait for an engine now.", waiting)
 
 
 def _add_router(ctx: Context, out: Exposition) -> None:

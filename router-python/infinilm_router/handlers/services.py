@@ -16,6 +16,7 @@ def services(ctx: Context) -> LocalAnswer:
 def describe(ctx: Context, service: Service) -> dict[str, object]:
     """One service as `/services` and `/stats` show it; times are seconds."""
     load = ctx.load.of(service)
+    now = ctx.clock()
     checked = ctx.prober.last_check(service.name)
     return {
         "name": service.name,
@@ -27,8 +28,13 @@ def describe(ctx: Context, service: Service) -> dict[str, object]:
         "status": service.status,
         "source": service.source,
         "backup": service.backup,
-        "ejected": load.is_ejected(ctx.clock()),
+        "ejected": load.is_ejected(now),
+        "busy": load.is_busy(now),
+        "warming": load.warmth(now, ctx.load.limits.slow_start) < 1,
         "in_flight": load.in_flight,
+        "max_concurrency": load.limit,
+        "prefill_requests": load.prefill_requests,
+        "prefill_bytes": load.prefill_bytes,
         "request_count": load.request_count,
         "error_count": load.error_count,
         "response_time": round(load.response_time, 6),

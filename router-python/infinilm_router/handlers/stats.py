@@ -8,6 +8,7 @@ def stats(ctx: Context) -> LocalAnswer:
     """Counts over all services listed; `in_flight` counts requests at engines now.
 
     `requests` have had their outcome, `failures` are those of them that failed, by code.
+    `queued` counts those that wait for one, `queues` the same for each model (null: any model).
     """
     listed = [describe(ctx, service) for service in ctx.store.current.services]
     return json_answer(
@@ -19,6 +20,8 @@ def stats(ctx: Context) -> LocalAnswer:
             "requests": sum(ctx.counters.requests.values()),
             "failures": ctx.counters.by_code(),
             "retries": sum(ctx.counters.retries.values()),
+            "queued": ctx.load.waiting,
+            "queues": [{"model": m, "waiting": n} for m, n in ctx.room.lengths()],
             "draining": ctx.draining(),
             "panic": ctx.store.current.panic,
             "started_at": iso_time(ctx.started_at),

@@ -5,6 +5,7 @@ callbacks of the two connections and by its deadline; nothing waits in a task bu
 """
 
 import asyncio
+import math
 import random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -13,8 +14,10 @@ from infinilm_router.proxy.ends import bad_gateway, check_partial_head, connect_
 from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken, RequestHead, ResponseHead
 from infinilm_router.proxy.pool import UpstreamConnection
 from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
-from infinilm_router.router.load import InFlight, Outcome
-from infinilm_router.router.selection import Choice, Request, choose, explain
+from infinilm_router.router.engine import Outcome
+from infinilm_router.router.load import InFlight
+from infinilm_router.router.queue import Answer, Place, Ticket
+from infinilm_router.router.selection import Choice, Request, explain
 from infinilm_router.router.table import Service
 from infinilm_router.utils.errors import CLIENT_CLOSED, CLIENT_ENDS, ENGINE_ERROR, Code, RouterError
 
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
     from infinilm_router.proxy.server import ClientConnection
 
 MAX_ATTEMPTS: Final = 2
+TIMER_SLACK: Final = 0.001  # seconds; timers may come a little early
 RETRY_JITTER: Final = 0.025  # seconds; spreads the retries of a burst
-ENGINE_FAULT_STATUS: Final = frozenset((502, 503, 504))
 NO_REQUEST: Final = Request()
 RETRY_ON_RESET: Final = "reset-before-headers"
+COMMENT: Final = b":"  # so begins what an engine sends while it still reads the prompt
 
 
 class FailedAttempt(NamedTuple):
@@ -48,13 +52,17 @@ class Exchange:
     ended = False
     request = NO_REQUEST
     _failed: FailedAttempt | None = None
+    _ticket: Ticket | None = None
     _in_flight: InFlight | None = None
+    _outcome = Outcome.OK
     _connecting: asyncio.Task[None] | None = None
     _retry: asyncio.TimerHandle | None = None
     _upstream: UpstreamConnection | None = None
     _buffer = b""
     _response: ResponseHead | None = None
     _reader: BodyReader | None = None
+    _content_awaited = False  # of a stream whose head is here
+    _stream_end = math.inf  # when a stream has lasted for as long as it may
     _paused = False
 
     def __init__(
@@ -75,34 +83,71 @@ class Exchange:
     def start(self, request: Request) -> None:
         """Send the request on its way."""
         self.request = request
-        self._gateway.book.retries.requests += 1
-        self._attempt(None)
+        self._attempt()
 
-    def _attempt(self, last_error: RouterError | None) -> None:
-        """Choose an engine and send; `last_error` is told when none is left."""
-        gateway = self._gateway
-        now = gateway.queue.now()
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps in memory while it waits."""
+        return len(self._body)
+
+    def _attempt(self) -> None:
+        """Find a place at an engine, or wait for one."""
         try:
-            choice = choose(gateway.store.current, self.request, gateway.book, now, gateway.rules)
+            found = self._gateway.room.ask(self, self._gateway.queue.now())
         except RouterError as error:
-            self._failed = None
-            self._fail(last_error or error)
+            if error.code is Code.OVERLOADED:
+                self.phase = "queue"
+            self._no_place(error)
             return
-        if choice is None:
-            assert last_error is not None  # the first attempt has tried nobody
-            self._failed = None
-            self._fail(last_error)
-            return
+        if isinstance(found, Ticket):
+            self._wait(found)
+        elif found is None:
+            self._no_place(None)
+        else:
+            self._take(found)
+            self._go()
+
+    def _no_place(self, error: RouterError | None) -> None:
+        """No engine takes it. What is told after an attempt that failed is why that one did."""
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            self.phase, error = failed.phase, failed.error
+        assert error is not None  # the first attempt has tried nobody
+        self.abort(error)
+
+    def _wait(self, ticket: Ticket) -> None:
+        self.phase = "queue"
+        self._ticket = ticket
+        self._last_activity = self._gateway.queue.now()
+        self._set_deadline()
+
+    def told(self, answer: Answer) -> None:
+        """The wait is over. Goes on in the loop's next turn: this one is another exchange's."""
+        self._ticket = None
+        self._gateway.queue.clear(self._deadline)
+        if isinstance(answer, tuple):
+            self._take(answer)
+            self._gateway.loop.call_soon(self._go)
+        else:
+            self._gateway.loop.call_soon(self._no_place, answer)
+
+    def _take(self, place: Place) -> None:
         self._tell_failed_attempt()
-        self.choice = choice
+        self.choice, self._in_flight = place
         self.attempts += 1
-        self._in_flight = gateway.book.begin(choice.service, now)
-        connection = gateway.pool.checkout(choice.service.address)
+
+    def _go(self) -> None:
+        """Send the request to the engine that was chosen."""
+        if self.ended:  # it left meanwhile
+            return
+        assert self.choice is not None
+        service = self.choice.service
+        connection = self._gateway.pool.checkout(service.address)
         if connection is not None:
             self._send(connection)
         else:
             self.phase = "connect"
-            self._connecting = gateway.loop.create_task(self._connect(choice.service))
+            self._connecting = self._gateway.loop.create_task(self._connect(service))
 
     async def _connect(self, service: Service) -> None:
         try:
@@ -127,7 +172,7 @@ class Exchange:
         if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
             delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
             self._failed = FailedAttempt(service, self.attempts, self.phase, error)
-            self._retry = gateway.loop.call_later(delay, self._attempt, error)
+            self._retry = gateway.loop.call_later(delay, self._attempt)
         else:
             self._fail(error)
 
@@ -183,9 +228,14 @@ class Exchange:
     def _begin_answer(self, head: ResponseHead, length: int | None, data: bytes) -> None:
         now = self._last_activity
         assert self._in_flight is not None
-        fault = head.status in ENGINE_FAULT_STATUS
         self.first_byte_at = now
-        self._in_flight.first_byte(Outcome.NEUTRAL if fault else Outcome.OK, now)
+        self._outcome = self._in_flight.answered(
+            head.status, head.retry_after, stream=head.event_stream, now=now
+        )
+        if head.event_stream:
+            self._content_awaited = True
+            if limit := self._gateway.config.stream_timeout:
+                self._stream_end = now + limit
         self._response = head
         self._reader = response_body(head, length, self.head.method)
         self.phase = "stream"
@@ -204,6 +254,10 @@ class Exchange:
         reader = self._reader
         assert reader is not None
         payload, rest = reader.feed(data) if data else (b"", b"")
+        if self._content_awaited and payload and not payload.startswith(COMMENT):
+            assert self._in_flight is not None
+            self._content_awaited = False
+            self._in_flight.first_byte(self._last_activity)
         self._start_or_feed(length, payload)
         if reader.fault:
             self._engine_broke(Code.UPSTREAM_INVALID, reader.fault)
@@ -225,11 +279,7 @@ class Exchange:
         if not ends_by_closing and not self.relay.looks_complete():
             self._engine_broke(Code.UPSTREAM_RESET, "the stream ended without [DONE]")
             return
-        fault = self._response.status in ENGINE_FAULT_STATUS
-        self._leave_engine(
-            Outcome.ENGINE_FAULT if fault else Outcome.OK,
-            keep=clean and self._response.keep_alive(),
-        )
+        self._leave_engine(self._outcome, keep=clean and self._response.keep_alive())
         if self.relay.status >= 500:
             self.phase = "first_byte"  # its head said so
             name = self.choice.service.name
@@ -264,14 +314,19 @@ class Exchange:
     # Deadlines
 
     def _set_deadline(self) -> None:
-        config = self._gateway.config
         limit = self._silence_limit()
         if self._pings():
-            limit = min(limit, config.sse_ping_interval)
-        self._gateway.queue.set(self._deadline, limit)
+            limit = min(limit, self._gateway.config.sse_ping_interval)
+        self._wake_after(limit)
+
+    def _wake_after(self, seconds: float) -> None:
+        queue = self._gateway.queue
+        queue.set(self._deadline, min(seconds, self._stream_end - queue.now()))
 
     def _silence_limit(self) -> float:
         config = self._gateway.config
+        if self._ticket is not None:
+            return config.queue_timeout
         if self._reader is not None:
             return config.idle_timeout
         return config.first_byte_timeout if self.request.stream else config.response_timeout
@@ -282,27 +337,37 @@ class Exchange:
         return self._response is None or self._response.event_stream
 
     def _on_deadline(self) -> None:
-        queue = self._gateway.queue
-        silence = queue.now() - self._last_activity
+        now = self._gateway.queue.now()
+        silence = now - self._last_activity
         limit = self._silence_limit()
-        if self._paused:  # the client reads slowly: the engine is not to blame for silence
-            queue.set(self._deadline, limit)
-            return
-        if silence >= limit - 0.001:
-            if self._reader is None:
-                self._engine_broke(Code.FIRST_BYTE_TIMEOUT, f"no answer within {limit:g} s")
-            else:
-                self._engine_broke(Code.IDLE_TIMEOUT, f"no byte for {limit:g} s")
-            return
-        wait = limit - silence
-        if self._pings():
-            interval = self._gateway.config.sse_ping_interval
-            if silence >= interval - 0.001:
-                self._ping()
-                wait = min(wait, interval)
-            else:
-                wait = min(wait, interval - silence)
-        queue.set(self._deadline, wait)
+        if now >= self._stream_end - TIMER_SLACK:
+            longest = self._gateway.config.stream_timeout
+            text = f"Service timeout: the stream has lasted for {longest:g} s"
+            self.abort(RouterError(Code.IDLE_TIMEOUT, text))
+        elif self._paused:  # the client reads slowly: the engine is not to blame for silence
+            self._wake_after(limit)
+        elif silence >= limit - TIMER_SLACK:
+            self._too_silent(limit, now)
+        else:
+            self._wake_after(min(limit - silence, self._until_ping(silence)))
+
+    def _too_silent(self, limit: float, now: float) -> None:
+        if self._ticket is not None:
+            self.told(self._gateway.room.late(self._ticket, now))
+        elif self._reader is None:
+            self._engine_broke(Code.FIRST_BYTE_TIMEOUT, f"no answer within {limit:g} s")
+        else:
+            self._engine_broke(Code.IDLE_TIMEOUT, f"no byte for {limit:g} s")
+
+    def _until_ping(self, silence: float) -> float:
+        """Send a comment if it is time for one; seconds until the next."""
+        if not self._pings():
+            return math.inf
+        interval = self._gateway.config.sse_ping_interval
+        if silence < interval - TIMER_SLACK:
+            return interval - silence
+        self._ping()
+        return interval
 
     def _ping(self) -> None:
         if not self.relay.started:
@@ -359,10 +424,13 @@ class Exchange:
             self._client.answer_error(error, self.head, self.own_fields())
 
     def _leave_engine(self, outcome: Outcome, *, keep: bool = False) -> None:
-        """Release load and connection; the connection goes back to the pool with `keep`."""
-        if self._in_flight is not None:
-            self._in_flight.release(outcome, self._gateway.queue.now())
-            self._in_flight = None
+        """Release load and connection; the connection goes back to the pool with `keep`.
+
+        The connection first: who gets the place must not be at the engine before this one has left.
+        """
+        if self._ticket is not None:
+            self._gateway.room.leave(self._ticket)
+            self._ticket = None
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
@@ -375,6 +443,9 @@ class Exchange:
                 self._gateway.pool.put(upstream)
             else:
                 upstream.close()
+        if self._in_flight is not None:
+            self._in_flight.release(outcome, self._gateway.queue.now())
+            self._in_flight = None
 
     def _end(self, code: str | None, reason: str = "") -> None:
         self.ended = True
@@ -389,7 +460,8 @@ class Exchange:
         failed, self._failed = self._failed, None
         if failed is not None:
             self._gateway.attempt_failed(self, failed)
-            self.phase = "choose"
+            if self.phase != "queue":
+                self.phase = "choose"
 
     def own_fields(self) -> bytes:
         """The router's own fields of the answer, as they stand on the wire."""

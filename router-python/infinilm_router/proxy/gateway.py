@@ -11,7 +11,9 @@ from infinilm_router.config import RouterConfig
 from infinilm_router.handlers.context import LocalAnswer
 from infinilm_router.proxy.heads import RequestHead
 from infinilm_router.proxy.pool import UpstreamPool
+from infinilm_router.router.engine import Limits
 from infinilm_router.router.load import LoadBook
+from infinilm_router.router.queue import RoomLimits, WaitingRoom
 from infinilm_router.router.selection import Rules
 from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
@@ -57,11 +59,11 @@ class Gateway:
     queue: DeadlineQueue
     store: TableStore
     book: LoadBook
+    room: WaitingRoom
     pool: UpstreamPool
     access_log: AccessLog
     counters: Counters
     find_handler: Callable[[bytes], Handler | None]
-    rules: Rules = field(init=False)
     engine_api_key: bytes | None = None
     draining: bool = False
     clients: set["ClientConnection"] = field(default_factory=set)
@@ -74,9 +76,13 @@ class Gateway:
     def configure(self, config: RouterConfig) -> None:
         """Serve by these settings from now on; requests under way keep their deadlines."""
         self.config = config
-        self.rules = Rules(config.policy, config.cache_type_routing_threshold)
         self.engine_api_key = config.engine_api_key.encode() if config.engine_api_key else None
-        self.book.max_fails = config.max_errors
+        limits = Limits(config.max_errors, config.max_concurrency, config.slow_start)
+        self.book.configure(limits, self.store.current)
+        self.room.configure(
+            Rules(config.policy, config.cache_type_routing_threshold),
+            RoomLimits(config.queue_size, config.queue_timeout, config.queue_bytes),
+        )
         self.pool.idle_timeout = config.pool_idle_timeout
         self.pool.connect_timeout = config.proxy_connect_timeout
         self.access_log.level = config.access_log

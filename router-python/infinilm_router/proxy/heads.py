@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import httptools
 
+from infinilm_router.router.engine import BUSY_DEFAULT
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.headers import (
     FORWARDED,
@@ -231,6 +232,7 @@ class ResponseHead(_Fields):
     event_stream = False
     has_buffering = False  # X-Accel-Buffering stands in it
     has_caching = False  # Cache-Control stands in it
+    retry_after: float | None = None  # seconds; a date counts as "soon", since clocks differ
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by llhttp for each field."""
@@ -260,6 +262,12 @@ def _on_caching(head: ResponseHead, _: bytes, __: bytes) -> bool:
     return True
 
 
+def _on_retry_after(head: ResponseHead, _: bytes, value: bytes) -> bool:
+    value = value.strip()
+    head.retry_after = float(value) if value.isdigit() else BUSY_DEFAULT
+    return True
+
+
 # The router writes these itself; an engine's own would stand beside them.
 _OURS: Final = (
     b"x-request-id",
@@ -274,6 +282,7 @@ _RESPONSE_RULES = _Rules(
         b"content-type": _on_answer_type,
         b"x-accel-buffering": _on_buffering,
         b"cache-control": _on_caching,
+        b"retry-after": _on_retry_after,
     }
 )
 

@@ -6,96 +6,109 @@ failures (never for a client's fault) for a time that doubles, then lets one req
 """
 
 import random
-from collections.abc import Callable, Sequence
-from enum import Enum
+from collections.abc import Callable, Iterator
 
-from infinilm_router.router.table import Service
+from infinilm_router.router.engine import (
+    AVERAGE_SHARE,
+    BUSY_CAP,
+    BUSY_DEFAULT,
+    FAILURE_PENALTY,
+    EngineLoad,
+    Limits,
+    Outcome,
+    verdict,
+)
+from infinilm_router.router.table import Service, ServiceTable
 
 EJECTION_BASE = 5.0  # seconds of the first ejection; doubles up to EJECTION_CAP
 EJECTION_CAP = 60.0
 EJECTIONS_FORGOTTEN_AFTER = 600.0  # seconds since the last one ended: the time is 5 s again
 EJECTION_JITTER = 0.2
-LATENCY_DECAY = 0.1  # weight of the newest sample in the moving average of response times
-
-
-class Outcome(Enum):
-    """How an engine did with one request."""
-
-    OK = "ok"
-    ENGINE_FAULT = "engine_fault"  # connect, reset, invalid answer, 502/503/504, first byte late
-    NEUTRAL = "neutral"  # says nothing about the engine: client left, client's fault
-
-
-class EngineLoad:
-    """Counters of one engine; they survive table changes, keyed by the service's name."""
-
-    __slots__ = (
-        "consecutive_failures",
-        "ejected_until",
-        "ejections",
-        "error_count",
-        "in_flight",
-        "on_probation",
-        "request_count",
-        "response_time",
-    )
-
-    def __init__(self) -> None:
-        self.in_flight = 0
-        self.request_count = 0
-        self.error_count = 0
-        self.response_time = 0.0  # seconds to the first byte, moving average
-        self.consecutive_failures = 0
-        self.ejected_until = 0.0
-        self.ejections = 0
-        self.on_probation = False
-
-    def is_ejected(self, now: float) -> bool:
-        """True while it must not get requests: ejected, or its one probation request is out."""
-        if not self.ejected_until:
-            return False
-        return now < self.ejected_until or self.on_probation
 
 
 class InFlight:
     """One request on one engine. `release` counts it out; further calls do nothing."""
 
-    __slots__ = ("_book", "_load", "_probation", "_service", "_started")
+    __slots__ = ("_book", "_load", "_prefill", "_probation", "_service", "_started")
 
-    def __init__(self, book: "LoadBook", service: Service, load: EngineLoad, now: float) -> None:
+    def __init__(
+        self, book: "LoadBook", service: Service, load: EngineLoad, prompt_bytes: int, now: float
+    ) -> None:
         self._book: LoadBook | None = book
         self._service = service
         self._load = load
         self._started = now
+        self._prefill: int | None = prompt_bytes  # None: its first byte is here
         self._probation = bool(load.ejected_until)
         if self._probation:
             load.on_probation = True
 
-    def first_byte(self, outcome: Outcome, now: float) -> None:
-        """The answer's head is here: record the time it took and what its status says.
+    def answered(
+        self, status: int, retry_after: float | None, *, stream: bool, now: float
+    ) -> Outcome:
+        """The answer's head is here: what it says of the engine.
 
-        A long stream must not keep an engine on probation, so a good head counts at once.
+        A long stream must not keep an engine on probation, so a good head counts at once. The head
+        of a `stream` says nothing of its prompt, which may still be read: see `first_byte`.
         """
+        outcome = verdict(status, retry_after)
         elapsed = now - self._started
-        load = self._load
-        if self._probation and outcome is Outcome.OK and self._book is not None:
-            self._book.judge(self._service, load, outcome, now, probation=True)
+        book, load = self._book, self._load
+        if self._probation and outcome is Outcome.OK and book is not None:
+            book.judge(self._service, load, outcome, now, probation=True)
             self._end_probation()
         if load.response_time:
-            load.response_time += LATENCY_DECAY * (elapsed - load.response_time)
+            load.response_time += AVERAGE_SHARE * (elapsed - load.response_time)
         else:
             load.response_time = elapsed
+        if status >= 400:
+            self._refused(status, retry_after, outcome, now)
+        elif not stream:
+            self.first_byte(now)
+        return outcome
+
+    def _refused(
+        self, status: int, retry_after: float | None, outcome: Outcome, now: float
+    ) -> None:
+        """It answered with an error, for which it had to compute nothing."""
+        self._end_prefill()
+        if outcome is Outcome.BUSY:
+            if self._book is not None:
+                self._book.spare(self._load, retry_after, now)
+        elif status >= 500:
+            self._load.observe(max(now - self._started, FAILURE_PENALTY), now)
+
+    def first_byte(self, now: float) -> None:
+        """The first byte of a good answer's content is here: its prompt has been read."""
+        if self._prefill is not None:
+            self._load.observe(now - self._started, now)
+            self._end_prefill()
 
     def release(self, outcome: Outcome, now: float) -> None:
         """End of the request, seen from the engine."""
         book, self._book = self._book, None
         if book is None:
             return
-        self._load.in_flight -= 1
+        load = self._load
+        if load.in_flight == load.limit:
+            book.full -= 1
+        load.in_flight -= 1
         book.in_flight -= 1
+        if self._prefill is not None:
+            self._end_prefill()
         probation = self._probation
         self._end_probation()
-        book.judge(self._service, self._load, outcome, now, probation=probation)
+        if outcome is Outcome.ENGINE_FAULT:
+            load.observe(max(now - self._started, FAILURE_PENALTY), now)
+        book.judge(self._service, load, outcome, now, probation=probation)
+        if book.waiting:
+            book.on_free(now)
+
+    def _end_prefill(self) -> None:
+        if self._prefill is not None:
+            self._load.prefill_requests -= 1
+            self._load.prefill_bytes -= self._prefill
+            self._prefill = None
 
     def _end_probation(self) -> None:
         if self._probation:
@@ -134,13 +147,24 @@ class RetryBudget:
 
 
 class LoadBook:
-    """All engines' loads. Used on the event loop only."""
+    """All engines' loads. Used on the event loop only.
 
-    def __init__(self, max_fails: int, jitter: Callable[[], float] = random.random) -> None:
+    While nothing is special (nobody `full`, `any_ejected`, busy or warming: those end by
+    `uneven_until`) selection need not look at single engines. `on_free` is called when a
+    request has left its engine, and only while others are `waiting` for that.
+    """
+
+    def __init__(
+        self, limits: Limits | None = None, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self.limits = limits or Limits()
         self.in_flight = 0
+        self.waiting = 0
+        self.full = 0  # engines at their limit
         self.any_ejected = False  # whether `is_ejected` can be true for anyone
+        self.uneven_until = 0.0
         self.retries = RetryBudget()
-        self.max_fails = max_fails
+        self.on_free: Callable[[float], None] = _nobody_waits
         self._jitter = jitter
         self._loads: dict[str, EngineLoad] = {}
         self._turns: dict[str | None, dict[str, float]] = {}
@@ -156,20 +180,57 @@ class LoadBook:
         """The counters of `service`, made on first use."""
         load = self._loads.get(service.name)
         if load is None:
-            load = self._loads[service.name] = EngineLoad()
+            load = self._loads[service.name] = EngineLoad(self._limit(service))
         return load
 
-    def begin(self, service: Service, now: float) -> InFlight:
+    def _limit(self, service: Service) -> int:
+        return service.max_concurrency or self.limits.max_concurrency
+
+    def begin(self, service: Service, now: float, prompt_bytes: int = 0) -> InFlight:
         """Count a request in; the caller must `release` what it gets."""
         load = self.of(service)
         load.in_flight += 1
+        if load.in_flight == load.limit:
+            self.full += 1
+        load.prefill_requests += 1
+        load.prefill_bytes += prompt_bytes
         load.request_count += 1
+        if load.credit:
+            load.credit = max(0.0, load.credit - 1)
         self.in_flight += 1
-        return InFlight(self, service, load, now)
+        return InFlight(self, service, load, prompt_bytes, now)
 
-    def forget_missing(self, services: Sequence[Service]) -> None:
+    def configure(self, limits: Limits, table: ServiceTable) -> None:
+        """Go by these limits from now on."""
+        self.limits = limits
+        self._set_limits(table)
+
+    def follow(self, last: ServiceTable, new: ServiceTable, now: float) -> None:
+        """The table has changed: who comes takes up load slowly, who is gone is forgotten."""
+        for service in _newcomers(last, new):
+            self.warm(self.of(service), now)
+        self._set_limits(new)
+        self._forget_missing({service.name for service in new.services})
+
+    def warm(self, load: EngineLoad, now: float) -> None:
+        """Let an engine take up its share of the load slowly, from now on."""
+        load.warm_since, load.credit = now, 0.0
+        self.uneven_until = max(self.uneven_until, now + self.limits.slow_start)
+
+    def spare(self, load: EngineLoad, retry_after: float | None, now: float) -> None:
+        """The engine asks for a pause of so many seconds."""
+        pause = BUSY_DEFAULT if retry_after is None else min(retry_after, BUSY_CAP)
+        load.busy_until = max(load.busy_until, now + pause)
+        self.uneven_until = max(self.uneven_until, load.busy_until)
+
+    def _set_limits(self, table: ServiceTable) -> None:
+        for service in table.services:
+            if load := self._loads.get(service.name):
+                load.limit = self._limit(service)
+        self.full = sum(load.is_full() for load in self._loads.values())
+
+    def _forget_missing(self, names: set[str]) -> None:
         """Drop the counters of engines that are gone and idle."""
-        names = {service.name for service in services}
         for name in [n for n, load in self._loads.items() if n not in names and not load.in_flight]:
             del self._loads[name]
         for turns in self._turns.values():
@@ -184,7 +245,7 @@ class LoadBook:
         While it is ejected only its probation request counts: answers to older requests say how
         it was, not how it is.
         """
-        if outcome is Outcome.NEUTRAL:
+        if outcome is Outcome.NEUTRAL or outcome is Outcome.BUSY:
             return
         if outcome is Outcome.ENGINE_FAULT:
             load.error_count += 1
@@ -195,9 +256,10 @@ class LoadBook:
             if load.ejected_until:
                 load.ejected_until, load.ejections = 0.0, 0
                 self.any_ejected = any(other.ejected_until for other in self._loads.values())
+                self.warm(load, now)
             return
         load.consecutive_failures += 1
-        limit = self.max_fails if service.max_fails is None else service.max_fails
+        limit = self.limits.max_fails if service.max_fails is None else service.max_fails
         if limit and (load.consecutive_failures >= limit or probation):
             self._eject(service, load, now)
 
@@ -210,3 +272,15 @@ class LoadBook:
         load.ejected_until = now + span * jitter
         load.ejections = min(load.ejections + 1, 16)
         self.any_ejected = True
+
+
+def _newcomers(last: ServiceTable, new: ServiceTable) -> Iterator[Service]:
+    """The engines that begin to serve a model which others serve already."""
+    served = {service.name for service in last.healthy_engines if service.models}
+    for service in new.healthy_engines:
+        if service.name not in served and any(last.candidates(m).up for m in service.models):
+            yield service
+
+
+def _nobody_waits(_: float) -> None:
+    """What `on_free` is before there is a waiting room."""

@@ -3,10 +3,12 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import xxhash
 
+from infinilm_router.router.engine import MAX_CREDIT
 from infinilm_router.router.load import LoadBook
 from infinilm_router.router.table import Candidates, Service, ServiceTable, preferred
 from infinilm_router.utils.errors import Code, RouterError
@@ -46,13 +48,20 @@ class Choice(NamedTuple):
     panic: bool = False
 
 
-Policy = Callable[[Sequence[Service], Request, LoadBook], tuple[Service, str]]
+class Nobody(Enum):
+    """Why there is no choice: all that could serve were tried already, or have no room now."""
+
+    TRIED = "tried"
+    FULL = "full"
+
+
+Policy = Callable[[Sequence[Service], Request, LoadBook, float], tuple[Service, str]]
 
 
 def choose(
     table: ServiceTable, request: Request, book: LoadBook, now: float, rules: "Rules"
-) -> Choice | None:
-    """Choose an engine; None when all that could serve were tried already.
+) -> Choice | Nobody:
+    """Choose an engine.
 
     Raises:
         RouterError: `model_not_found` or `no_healthy_engine`.
@@ -60,35 +69,48 @@ def choose(
     group = table.candidates(request.model)
     if not group.known:
         raise nobody_up(table, request.model)
-    candidates = _candidates(group, request, book, now)
-    if table.has_tiers and len(candidates) > 1:
+    candidates = _candidates(group, request, book, now, last_choice=rules.last_choice)
+    if isinstance(candidates, Nobody):
+        return candidates
+    if table.has_tiers:
         candidates = _cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold)
-    if not candidates:
-        return None
-    if len(candidates) == 1:
-        # Its turn is counted all the same, or it would be owed a burst when the others return.
-        if rules.policy == "round_robin":
-            _round_robin(candidates, request, book)
-        service, why = candidates[0], "; only candidate"
-    else:
-        service, why = POLICIES[rules.policy](candidates, request, book)
+    service, why = _pick(candidates, request, book, now, rules.policy)
     if group.panic:
         why += "; panic"
     return Choice(service, rules.policy + why, group.panic)
 
 
+def _pick(
+    candidates: Sequence[Service], request: Request, book: LoadBook, now: float, policy: str
+) -> tuple[Service, str]:
+    if len(candidates) > 1 and now < book.uneven_until and policy not in _BY_KEY:
+        candidates = _warm_enough(candidates, book, now)
+    if len(candidates) > 1:
+        return POLICIES[policy](candidates, request, book, now)
+    # Its turn is counted all the same, or it would be owed a burst when the others return.
+    if policy == "round_robin":
+        _round_robin(candidates, request, book)
+    return candidates[0], "; only candidate"
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The settings of selection: the policy's name and the prompt size (bytes) that parts tiers."""
+    """The settings of selection: the policy's name and the prompt size (bytes) that parts tiers.
+
+    `last_choice` takes engines too that asked for a pause, rather than refusing the request.
+    """
 
     policy: str
     cache_type_threshold: int = 51200
+    last_choice: bool = False
 
 
 def _candidates(
-    group: Candidates, request: Request, book: LoadBook, now: float
-) -> Sequence[Service]:
-    if not book.any_ejected and not request.tried and not group.panic:
+    group: Candidates, request: Request, book: LoadBook, now: float, *, last_choice: bool
+) -> Sequence[Service] | Nobody:
+    if not (book.full or book.any_ejected or request.tried or group.panic) and (
+        now >= book.uneven_until
+    ):
         return group.preferred
     up = _worth_trying(group, book) if group.panic else group.up
     free = [s for s in up if not book.of(s).is_ejected(now)]
@@ -100,7 +122,11 @@ def _candidates(
         free = [s for s in free if s.name not in request.tried] or [
             s for s in up if s.name not in request.tried
         ]
-    return preferred(free)
+    if not free:
+        return Nobody.TRIED
+    if not last_choice:
+        free = [s for s in free if not book.of(s).is_busy(now)] or free
+    return preferred([s for s in free if not book.of(s).is_full()]) or Nobody.FULL
 
 
 def _worth_trying(group: Candidates, book: LoadBook) -> Sequence[Service]:
@@ -151,8 +177,26 @@ def _cache_tier(
     return [s for s in candidates if s.metadata.get("cache_type") == wanted] or candidates
 
 
+def _warm_enough(candidates: Sequence[Service], book: LoadBook, now: float) -> Sequence[Service]:
+    """Those that may take a request now: engines that have just come take up their share slowly.
+
+    While one is new it earns credit with each request that it might have got, a growing part of
+    its fair share, and is a candidate only with credit for a whole one.
+    """
+    total = sum(s.weight or 1.0 for s in candidates)
+    ready = []
+    for service in candidates:
+        load = book.of(service)
+        warmth = load.warmth(now, book.limits.slow_start)
+        if warmth < 1:
+            load.credit = min(MAX_CREDIT, load.credit + warmth * (service.weight or 1.0) / total)
+        if warmth == 1 or load.credit >= 1:
+            ready.append(service)
+    return ready or candidates
+
+
 def _round_robin(
-    candidates: Sequence[Service], request: Request, book: LoadBook
+    candidates: Sequence[Service], request: Request, book: LoadBook, _: float = 0.0
 ) -> tuple[Service, str]:
     """Smooth weighted round-robin, as nginx interleaves: 5:1:1 gives a a b a c a a."""
     turns = book.turns(request.model)
@@ -168,7 +212,7 @@ def _round_robin(
 
 
 def _least_loaded(
-    candidates: Sequence[Service], request: Request, book: LoadBook
+    candidates: Sequence[Service], request: Request, book: LoadBook, _: float
 ) -> tuple[Service, str]:
     least = min(_load(s, book) for s in candidates)
     equal = [s for s in candidates if _load(s, book) == least]
@@ -179,25 +223,39 @@ def _load(service: Service, book: LoadBook) -> float:
     return book.of(service).in_flight / (service.weight or 1.0)
 
 
-def _power_of_two(candidates: Sequence[Service], _: Request, book: LoadBook) -> tuple[Service, str]:
-    pair = random.sample(candidates, 2)
-    return min(pair, key=lambda s: _load(s, book)), "; the less loaded of two"
+def _power_of_two(
+    candidates: Sequence[Service], _: Request, book: LoadBook, now: float
+) -> tuple[Service, str]:
+    """Of two engines the one where waiting is expected to be shorter (linkerd's peak EWMA)."""
+    first, second = random.sample(candidates, 2)
+    timed = book.of(first).estimate > 0 and book.of(second).estimate > 0
+    shorter = _wait(second, book, now, timed=timed) < _wait(first, book, now, timed=timed)
+    return second if shorter else first, "; the less loaded of two"
 
 
-def _random(candidates: Sequence[Service], _: Request, __: LoadBook) -> tuple[Service, str]:
+def _wait(service: Service, book: LoadBook, now: float, *, timed: bool) -> float:
+    """What one more request costs there; not `timed`, requests count alone."""
+    load = book.of(service)
+    latency = load.latency(now) if timed else 1.0
+    return (load.in_flight + 1) * latency / (service.weight or 1.0)
+
+
+def _random(
+    candidates: Sequence[Service], _: Request, __: LoadBook, ___: float
+) -> tuple[Service, str]:
     weights = [s.weight or 1.0 for s in candidates]
     return random.choices(candidates, weights)[0], "; by lot"  # noqa: S311 - no secret depends on it
 
 
 def _consistent_hash(
-    candidates: Sequence[Service], request: Request, book: LoadBook
+    candidates: Sequence[Service], request: Request, book: LoadBook, _: float
 ) -> tuple[Service, str]:
     key = request.key if request.key is not None else request.prompt
     return rendezvous(key, candidates, book), "; affinity key" if request.key else "; prompt head"
 
 
 def _ip_hash(
-    candidates: Sequence[Service], request: Request, book: LoadBook
+    candidates: Sequence[Service], request: Request, book: LoadBook, _: float
 ) -> tuple[Service, str]:
     return rendezvous(request.client, candidates, book), "; client address"
 
@@ -218,6 +276,7 @@ def _engine_id(name: str) -> int:
     return xxhash.xxh3_64_intdigest(name.encode())
 
 
+_BY_KEY = frozenset(("consistent_hash", "ip_hash"))  # where an engine's keys are its share
 POLICIES: Mapping[str, Policy] = {
     "round_robin": _round_robin,
     "least_loaded": _least_loaded,

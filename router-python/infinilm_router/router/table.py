@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 ENGINE_TYPE = "openai-api"
 MAX_NAMED_MODELS = 10_000
+MAX_CONCURRENCY = 1_000_000  # what metadata may say at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,13 @@ class Service:
     fail_timeout: float | None = None
 
     # What follows from the above, made once because every request needs it: where requests go
-    # (host, port), the values of `Host` and `x-infinilm-service`, and whether it takes requests
-    # at all (babysitters never do).
+    # (host, port), the values of `Host` and `x-infinilm-service`, whether it takes requests at all
+    # (babysitters never do), and how many at once (None: the router's default).
     address: tuple[str, int] = field(init=False, repr=False, compare=False)
     host_field: bytes = field(init=False, repr=False, compare=False)
     name_field: bytes = field(init=False, repr=False, compare=False)
     is_engine: bool = field(init=False, repr=False, compare=False)
+    max_concurrency: int | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         fix = object.__setattr__  # the dataclass is frozen
@@ -47,6 +49,7 @@ class Service:
         fix(self, "host_field", self.netloc(self.port).encode("ascii", "replace"))
         fix(self, "name_field", self.name.encode("ascii", "replace"))
         fix(self, "is_engine", self.metadata.get("type") == ENGINE_TYPE)
+        fix(self, "max_concurrency", _limit(self.metadata.get("max_concurrency")))
 
     @property
     def health_urls(self) -> tuple[str, ...]:
@@ -65,6 +68,13 @@ class Service:
     def netloc(self, port: int) -> str:
         """`host:port`, with IPv6 addresses in brackets."""
         return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+def _limit(value: object) -> int | None:
+    """A number of requests as metadata gives it, None for anything else."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 1 <= value <= MAX_CONCURRENCY else None
 
 
 class Candidates(NamedTuple):
@@ -160,16 +170,16 @@ def preferred(services: Sequence[Service]) -> Sequence[Service]:
 class TableStore:
     """Holds the current table. All writers run on the event loop; readers take `current` once.
 
-    `on_services` is called with each new list of services.
+    `on_change` is called with the last table and the new one.
     """
 
     def __init__(
         self,
         table: ServiceTable | None = None,
-        on_services: Callable[[Sequence[Service]], None] | None = None,
+        on_change: Callable[[ServiceTable, ServiceTable], None] | None = None,
     ) -> None:
         self.current = table or ServiceTable()
-        self._on_services = on_services
+        self._on_change = on_change
         self._changed = asyncio.Event()
 
     async def changed(self, seen: ServiceTable) -> ServiceTable:
@@ -179,7 +189,9 @@ class TableStore:
         return self.current
 
     def _publish(self, table: ServiceTable) -> None:
-        self.current = table
+        last, self.current = self.current, table
+        if self._on_change is not None:
+            self._on_change(last, table)
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -192,8 +204,6 @@ class TableStore:
         if len(named) > MAX_NAMED_MODELS:
             named = now_named
         self._publish(ServiceTable(services, known, self.current.down & names, named))
-        if self._on_services is not None:
-            self._on_services(services)
 
     def set_down(self, name: str, *, down: bool) -> None:
         """Publish the probes' verdict on one service."""

@@ -61,6 +61,7 @@ class RouterError(Exception):
 
     `status` replaces the code's usual status where HTTP has a more exact one (408, 417, 431 ...).
     `close` ends the client's connection after the answer: the request's end is not certain.
+    `retry_after` (seconds) is what is known better than the code's usual one.
     """
 
     code: Code
@@ -68,6 +69,7 @@ class RouterError(Exception):
     param: str | None = None
     status: int | None = None
     close: bool = False
+    retry_after: int | None = None
 
     @property
     def http_status(self) -> int:
@@ -77,7 +79,7 @@ class RouterError(Exception):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The header fields that tell this error apart, `Retry-After` included."""
         fields = [(b"x-infinilm-error", self.code.text.encode())]
-        if seconds := RETRY_AFTER.get(self.code):
+        if seconds := self.retry_after or RETRY_AFTER.get(self.code):
             fields.append((b"retry-after", str(seconds).encode()))
         return fields
 

@@ -11,6 +11,7 @@ use crate::config::RouterConfig;
 use crate::models::catalog::ModelCatalog;
 use crate::router::health::{HealthProber, wall_time};
 use crate::router::load::LoadBook;
+use crate::router::queue::WaitingRoom;
 use crate::router::table::TableStore;
 use crate::utils::json;
 use crate::utils::metrics::AllCounters;
@@ -43,6 +44,7 @@ pub struct Context {
     pub config: Arc<RouterConfig>,
     pub store: Arc<TableStore>,
     pub load: Arc<LoadBook>,
+    pub room: Arc<WaitingRoom>,
     pub catalog: ModelCatalog,
     pub prober: Arc<HealthProber>,
     pub counters: Arc<AllCounters>,

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use crate::handlers::context::{Context, LocalAnswer};
-use crate::router::load::LoadView;
+use crate::router::engine::LoadView;
 use crate::router::table::{Service, ServiceTable};
 use crate::utils::metrics::{
-    CONTENT_TYPE, Counters, Exposition, Failure, Histogram, at_known_engines, decimal,
+    CONTENT_TYPE, Counters, Exposition, Failure, Histogram, OTHER, at_known_engines, decimal,
 };
 
 const PREFIX: &str = "infinilm_router_";
@@ -20,6 +20,7 @@ pub fn metrics(ctx: &Context) -> LocalAnswer {
     let table = ctx.store.current();
     add_requests(&table, &ctx.counters.total(), &mut out);
     add_engines(ctx, &table, &mut out);
+    add_queues(ctx, &mut out);
     add_router(ctx, &table, &mut out);
     LocalAnswer {
         content_type: CONTENT_TYPE,
@@ -86,7 +87,7 @@ fn add_failures(
 fn add_engines(ctx: &Context, table: &ServiceTable, out: &mut Exposition) {
     type Value<'a> = &'a dyn Fn(&Service, LoadView) -> u64;
     let now = Instant::now();
-    let found: [(&str, &str, &str, Value<'_>); 5] = [
+    let found: [(&str, &str, &str, Value<'_>); 9] = [
         (
             "up",
             "gauge",
@@ -102,11 +103,32 @@ fn add_engines(ctx: &Context, table: &ServiceTable, out: &mut Exposition) {
             "1 = it gets no requests for a while, because they failed on it.",
             &|_, load| load.ejected.into(),
         ),
+        ("busy", "gauge", "1 = it asked for a pause.", &|_, load| {
+            load.busy.into()
+        }),
         (
             "in_flight",
             "gauge",
             "Requests that it serves now.",
             &|_, load| load.in_flight.into(),
+        ),
+        (
+            "max_concurrency",
+            "gauge",
+            "Requests that it gets at once, at most.",
+            &|_, load| load.max_concurrency.into(),
+        ),
+        (
+            "prefill_requests",
+            "gauge",
+            "Requests sent to it that have no first byte yet.",
+            &|_, load| load.prefill_requests.into(),
+        ),
+        (
+            "prefill_bytes",
+            "gauge",
+            "Bytes of the prompts in those.",
+            &|_, load| load.prefill_bytes,
         ),
         (
             "requests_total",
@@ -118,9 +140,23 @@ fn add_engines(ctx: &Context, table: &ServiceTable, out: &mut Exposition) {
     for (name, kind, about, value) in found {
         let name = begin(out, &format!("engine_{name}"), kind, about);
         for engine in &table.engines {
-            let load = ctx.load.view(&engine.name, now);
+            let load = ctx.load.view(engine, now);
             out.sample(&name, &[("engine", &engine.name)], value(engine, load));
         }
+    }
+}
+
+/// What waits for any model is `other`, as in the counts of requests.
+fn add_queues(ctx: &Context, out: &mut Exposition) {
+    let name = begin(
+        out,
+        "queued",
+        "gauge",
+        "Requests that wait for an engine now.",
+    );
+    for (model, count) in ctx.room.lengths() {
+        let model = model.as_deref().unwrap_or(OTHER);
+        out.sample(&name, &[("model", model)], count);
     }
 }
 

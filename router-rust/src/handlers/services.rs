@@ -28,7 +28,7 @@ pub fn services(ctx: &Context) -> LocalAnswer {
 
 /// One service as `/services` and `/stats` show it; times are seconds.
 pub fn describe(ctx: &Context, table: &ServiceTable, service: &Service) -> Value {
-    let load = ctx.load.view(&service.name, Instant::now());
+    let load = ctx.load.view(service, Instant::now());
     let checked = ctx.prober.last_check(&service.name).map(iso_time);
     let babysitter = service.netloc(u32::from(service.port) + 1);
     json!({
@@ -42,7 +42,12 @@ pub fn describe(ctx: &Context, table: &ServiceTable, service: &Service) -> Value
         "source": service.source.as_str(),
         "backup": service.backup,
         "ejected": load.ejected,
+        "busy": load.busy,
+        "warming": load.warming,
         "in_flight": load.in_flight,
+        "max_concurrency": load.max_concurrency,
+        "prefill_requests": load.prefill_requests,
+        "prefill_bytes": load.prefill_bytes,
         "request_count": load.request_count,
         "error_count": load.error_count,
         "response_time": rounded(load.response_time),

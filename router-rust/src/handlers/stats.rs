@@ -8,6 +8,7 @@ use crate::handlers::services::describe;
 /// Counts over all services listed; `in_flight` counts requests at engines now.
 ///
 /// `requests` have had their outcome, `failures` are those of them that failed, by code.
+/// `queued` counts those that wait for one, `queues` the same for each model (null: any model).
 pub fn stats(ctx: &Context) -> LocalAnswer {
     let table = ctx.store.current();
     let counters = ctx.counters.total();
@@ -15,6 +16,12 @@ pub fn stats(ctx: &Context) -> LocalAnswer {
         .services
         .iter()
         .map(|service| describe(ctx, &table, service))
+        .collect();
+    let queues: Vec<Value> = ctx
+        .room
+        .lengths()
+        .into_iter()
+        .map(|(model, waiting)| json!({ "model": model, "waiting": waiting }))
         .collect();
     json_answer(
         200,
@@ -26,6 +33,8 @@ pub fn stats(ctx: &Context) -> LocalAnswer {
             "requests": counters.requests(),
             "failures": counters.by_code(),
             "retries": counters.retries.values().sum::<u64>(),
+            "queued": ctx.load.waiting(),
+            "queues": queues,
             "draining": (ctx.draining)(),
             "panic": table.panic(),
             "started_at": iso_time(ctx.started_at),

@@ -7,6 +7,7 @@ mod answer;
 mod deadlines;
 mod ends;
 mod sending;
+mod waiting;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -27,19 +28,16 @@ use crate::proxy::pool::UpstreamConnection;
 use crate::proxy::relay::{After, Relay};
 use crate::proxy::request::read_request;
 use crate::proxy::server::{ClientConnection, Left};
-use crate::router::load::{InFlight, Outcome};
-use crate::router::selection::{Choice, Request, choose};
+use crate::router::engine::Outcome;
+use crate::router::load::InFlight;
+use crate::router::selection::{Choice, Request};
 use crate::router::table::Service;
-use crate::utils::errors::{CLIENT_CLOSED, CLIENT_TIMEOUT, Code, RouterError, client_end};
+use crate::utils::errors::{CLIENT_CLOSED, CLIENT_TIMEOUT, RouterError, client_end};
 use crate::utils::metrics::Failure;
 
 const MAX_ATTEMPTS: u32 = 2;
 /// Seconds; spreads the retries of a burst.
 const RETRY_JITTER: f64 = 0.025;
-
-const fn is_engine_fault(status: u16) -> bool {
-    matches!(status, 502..=504)
-}
 
 /// Why an exchange has no complete answer.
 enum Fault {
@@ -106,6 +104,14 @@ pub struct Exchange<'c> {
     failed: Option<FailedAttempt>,
     choice: Option<Choice>,
     answer: Option<Answer>,
+    /// What the answer's head says of the engine.
+    outcome: Outcome,
+    /// It waits for a place at an engine.
+    waiting: bool,
+    /// It is a stream of which only the head is here.
+    content_awaited: bool,
+    /// When a stream has lasted for as long as it may.
+    stream_end: Option<Instant>,
     /// An incomplete head of the engine.
     partial: Vec<u8>,
     /// The client took no bytes; the engine is not to blame for silence.
@@ -133,6 +139,10 @@ impl<'c> Exchange<'c> {
             failed: None,
             choice: None,
             answer: None,
+            outcome: Outcome::Ok,
+            waiting: false,
+            content_awaited: false,
+            stream_end: None,
             partial: Vec::new(),
             paused: false,
             out: Vec::new(),
@@ -170,7 +180,7 @@ impl<'c> Exchange<'c> {
         self.request = asked.map_err(Fault::Own)?;
         let mut last_error = None;
         loop {
-            let in_flight = self.choose(last_error)?;
+            let in_flight = self.place(last_error).await?;
             match self.attempt(in_flight).await {
                 Err(Fault::Retry(error)) => last_error = Some(self.before_retry(error).await?),
                 ended => return ended,
@@ -179,35 +189,6 @@ impl<'c> Exchange<'c> {
     }
 
     // Towards the engine
-
-    /// Choose an engine and count the request in; `last_error` is told when none is left.
-    fn choose(&mut self, last_error: Option<RouterError>) -> Result<InFlight, Fault> {
-        let shared = &self.gateway.shared;
-        let now = Instant::now();
-        let mut book = shared.book.lock();
-        if self.attempts == 0 {
-            book.retries.request();
-        }
-        let rules = self.settings.rules;
-        let chosen = choose(&shared.store.peek(), &self.request, &mut book, now, rules);
-        let choice = match (chosen, last_error) {
-            (Ok(Some(choice)), _) => choice,
-            (_, Some(error)) | (Err(error), None) => {
-                self.failed = None;
-                return Err(Fault::Own(error));
-            }
-            (Ok(None), None) => {
-                let error = RouterError::new(Code::Internal, "internal error");
-                return Err(Fault::Own(error));
-            }
-        };
-        let in_flight = shared.book.begin(&mut book, &choice.service, now);
-        drop(book);
-        self.tell_failed_attempt();
-        self.choice = Some(choice);
-        self.attempts += 1;
-        Ok(in_flight)
-    }
 
     /// May one more engine be tried? Returns the error to tell when none is left.
     async fn before_retry(&mut self, error: RouterError) -> Result<RouterError, Fault> {
@@ -239,28 +220,17 @@ impl<'c> Exchange<'c> {
         };
         let ended = self.converse(&mut connection, &mut in_flight).await;
         let now = Instant::now();
-        match ended {
-            Ok(clean) => {
-                let head = self.answer.take().map(|answer| answer.head);
-                let fault = is_engine_fault(self.relay.status);
-                in_flight.release(
-                    if fault {
-                        Outcome::EngineFault
-                    } else {
-                        Outcome::Ok
-                    },
-                    now,
-                );
-                if clean && head.is_some_and(|head| head.keep_alive()) {
-                    self.gateway.pool.put(connection, &service, now);
-                }
-                Ok(())
-            }
-            Err(fault) => {
-                in_flight.release(outcome_of(&fault), now);
-                Err(fault)
-            }
+        let head = self.answer.take().map(|answer| answer.head);
+        let keep = matches!(ended, Ok(true)) && head.is_some_and(|head| head.keep_alive());
+        // The connection first: who gets the place must not be at the engine before this one left.
+        if keep {
+            self.gateway.pool.put(connection, &service, now);
+        } else {
+            drop(connection);
         }
+        let outcome = ended.as_ref().map_or_else(outcome_of, |_| self.outcome);
+        in_flight.release(outcome, now);
+        ended.map(|_| ())
     }
 
     async fn connection(&mut self, service: &Service) -> Result<UpstreamConnection, Fault> {

@@ -16,7 +16,7 @@ use crate::proxy::heads::RequestHead;
 use crate::proxy::pool::UpstreamPool;
 use crate::proxy::server::ClientHandle;
 use crate::router::load::LoadBook;
-use crate::router::selection::{Policy, Rules};
+use crate::router::queue::WaitingRoom;
 use crate::router::table::{Service, TableStore};
 use crate::utils::access_log::{AccessLog, Attempt, Level, Record, Refusal};
 use crate::utils::errors::{CLIENT_CLOSED, Code, RouterError, client_end};
@@ -46,10 +46,12 @@ const SCRATCH: usize = 64 * 1024;
 /// The settings as the data path uses them.
 pub struct Settings {
     pub config: Arc<RouterConfig>,
-    pub rules: Rules,
     pub first_byte_timeout: Duration,
     pub response_timeout: Duration,
     pub idle_timeout: Duration,
+    /// None = no limit.
+    pub stream_timeout: Option<Duration>,
+    pub queue_timeout: Duration,
     /// None = never.
     pub sse_ping_interval: Option<Duration>,
     pub head_timeout: Duration,
@@ -65,13 +67,11 @@ impl Settings {
     /// The settings of a checked configuration.
     pub fn new(config: Arc<RouterConfig>) -> Self {
         Self {
-            rules: Rules {
-                policy: Policy::named(config.policy),
-                cache_type_threshold: config.cache_type_routing_threshold,
-            },
             first_byte_timeout: seconds(config.first_byte_timeout),
             response_timeout: seconds(config.response_timeout),
             idle_timeout: seconds(config.idle_timeout),
+            stream_timeout: Some(seconds(config.stream_timeout)).filter(|t| !t.is_zero()),
+            queue_timeout: seconds(config.queue_timeout),
             sse_ping_interval: Some(seconds(config.sse_ping_interval)).filter(|t| !t.is_zero()),
             head_timeout: seconds(config.head_timeout),
             body_timeout: seconds(config.body_timeout),
@@ -87,6 +87,7 @@ impl Settings {
 pub struct Shared {
     pub store: Arc<TableStore>,
     pub book: Arc<LoadBook>,
+    pub room: Arc<WaitingRoom>,
     pub context: Context,
     /// How this router calls itself in `Via`.
     pub via: String,
@@ -94,10 +95,16 @@ pub struct Shared {
 
 impl Shared {
     /// The parts of one router; the app makes them.
-    pub fn new(store: Arc<TableStore>, book: Arc<LoadBook>, context: Context) -> Self {
+    pub fn new(
+        store: Arc<TableStore>,
+        book: Arc<LoadBook>,
+        room: Arc<WaitingRoom>,
+        context: Context,
+    ) -> Self {
         Self {
             store,
             book,
+            room,
             context,
             via: format!("infinilm-{}", random_hex(4)),
         }

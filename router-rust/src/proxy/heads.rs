@@ -10,6 +10,7 @@ use crate::proxy::fields::{
 };
 use crate::proxy::memo::Head;
 use crate::proxy::target::{has_dot_segment, is_host, request_line, split_absolute};
+use crate::router::engine::BUSY_DEFAULT;
 use crate::utils::errors::RouterError;
 use crate::utils::headers::{FORWARDED, HOP_BY_HOP, is_field_text, is_safe_request_id};
 
@@ -187,6 +188,8 @@ pub struct ResponseHead {
     pub has_buffering: bool,
     /// `Cache-Control` stands in it.
     pub has_caching: bool,
+    /// Seconds; a date counts as "soon", since clocks differ.
+    pub retry_after: Option<f64>,
 }
 
 impl ResponseHead {
@@ -207,6 +210,7 @@ impl ResponseHead {
             }
             b"x-accel-buffering" => self.has_buffering = true,
             b"cache-control" => self.has_caching = true,
+            b"retry-after" => self.retry_after = Some(seconds_of(value).unwrap_or(BUSY_DEFAULT)),
             low if HOP_BY_HOP.contains(&low) => {
                 self.fields.on_framing(low, value)?;
                 return Ok(false);
@@ -244,6 +248,12 @@ pub fn parse_request_head(data: &[u8]) -> Result<RequestHead, RouterError> {
     head.check()?;
     head.set_target(target)?;
     Ok(head)
+}
+
+fn seconds_of(value: &[u8]) -> Option<f64> {
+    let digits = std::str::from_utf8(value.trim_ascii()).ok()?;
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| digits.parse().ok()).flatten()
 }
 
 /// The peer's bytes do not follow the rules; the text says how.

@@ -1,6 +1,8 @@
 //! Which engine serves a request.
 
+pub mod engine;
 pub mod health;
 pub mod load;
+pub mod queue;
 pub mod selection;
 pub mod table;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
+use crate::router::engine::MAX_CREDIT;
 use crate::router::load::{Book, entry};
 use crate::router::table::{Candidates, Service, ServiceTable, preferred};
 use crate::utils::errors::{Code, RouterError};
@@ -53,6 +54,15 @@ impl Choice {
     }
 }
 
+/// Why there is no choice: all that could serve were tried already, or have no room now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nobody {
+    Tried,
+    Full,
+}
+
+pub type Chosen = Result<Choice, Nobody>;
+
 /// How to choose among candidates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
@@ -90,11 +100,17 @@ impl Policy {
         }
     }
 
+    /// Whether an engine's keys are its share.
+    const fn is_by_key(self) -> bool {
+        matches!(self, Self::ConsistentHash | Self::IpHash)
+    }
+
     fn pick<'a>(
         self,
         candidates: &'a [Arc<Service>],
         request: &Request,
         book: &mut Book,
+        now: Instant,
     ) -> (&'a Arc<Service>, &'static str) {
         match self {
             Self::RoundRobin => (round_robin(candidates, request, book), "; its turn"),
@@ -102,7 +118,10 @@ impl Policy {
                 least_loaded(candidates, request, book),
                 "; fewest in flight",
             ),
-            Self::PowerOfTwo => (power_of_two(candidates, book), "; the less loaded of two"),
+            Self::PowerOfTwo => (
+                power_of_two(candidates, book, now),
+                "; the less loaded of two",
+            ),
             Self::ConsistentHash => consistent_hash(candidates, request, book),
             Self::IpHash => (
                 rendezvous(request.client.as_bytes(), candidates, book),
@@ -114,13 +133,16 @@ impl Policy {
 }
 
 /// The settings of selection: the policy and the prompt size (bytes) that parts tiers.
+///
+/// `last_choice` takes engines too that asked for a pause, rather than refusing the request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rules {
     pub policy: Policy,
     pub cache_type_threshold: u64,
+    pub last_choice: bool,
 }
 
-/// Choose an engine; None when all that could serve were tried already.
+/// Choose an engine.
 ///
 /// # Errors
 ///
@@ -131,43 +153,59 @@ pub fn choose(
     book: &mut Book,
     now: Instant,
     rules: Rules,
-) -> Result<Option<Choice>, RouterError> {
+) -> Result<Chosen, RouterError> {
     let group = table.candidates(request.model.as_deref());
     if group.known.is_empty() {
         return Err(nobody_up(table, request.model.as_deref()));
     }
-    let mut candidates = candidates(group, request, book, now);
-    if candidates.len() > 1 {
-        candidates = cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold);
-    }
-    let policy = rules.policy;
-    let (service, why) = match &*candidates {
-        [] => return Ok(None),
-        [only] => {
-            // Its turn is counted all the same, or it would be owed a burst when others return.
-            if policy == Policy::RoundRobin {
-                round_robin(&candidates, request, book);
-            }
-            (only, "; only candidate")
-        }
-        several => policy.pick(several, request, book),
+    let candidates = match candidates(group, request, book, now, rules.last_choice) {
+        Ok(candidates) => candidates,
+        Err(nobody) => return Ok(Err(nobody)),
     };
-    Ok(Some(Choice {
-        service: Arc::clone(service),
-        policy: policy.name(),
+    let candidates = cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold);
+    let (service, why) = pick(candidates, request, book, now, rules.policy);
+    Ok(Ok(Choice {
+        service,
+        policy: rules.policy.name(),
         why,
         panic: group.panic,
     }))
 }
 
+fn pick(
+    candidates: Engines<'_>,
+    request: &Request,
+    book: &mut Book,
+    now: Instant,
+    policy: Policy,
+) -> (Arc<Service>, &'static str) {
+    let uneven = candidates.len() > 1 && !policy.is_by_key() && book.may_be_uneven(now);
+    let candidates = if uneven {
+        warm_enough(candidates, book, now)
+    } else {
+        candidates
+    };
+    if candidates.len() > 1 {
+        let (service, why) = policy.pick(&candidates, request, book, now);
+        return (Arc::clone(service), why);
+    }
+    // Its turn is counted all the same, or it would be owed a burst when others return.
+    if policy == Policy::RoundRobin {
+        round_robin(&candidates, request, book);
+    }
+    (Arc::clone(&candidates[0]), "; only candidate")
+}
+
+/// The engines that may serve the request now, at least one.
 fn candidates<'a>(
     group: &'a Candidates,
     request: &Request,
     book: &Book,
     now: Instant,
-) -> Engines<'a> {
-    if !book.any_ejected && request.tried.is_empty() && !group.panic {
-        return Cow::Borrowed(&group.preferred);
+    last_choice: bool,
+) -> Result<Engines<'a>, Nobody> {
+    if book.is_even(now) && request.tried.is_empty() && !group.panic {
+        return Ok(Cow::Borrowed(&group.preferred));
     }
     let up = worth_trying(group, book);
     let ejected = |s: &Service| book.get(&s.name).is_some_and(|load| load.is_ejected(now));
@@ -184,7 +222,19 @@ fn candidates<'a>(
             free.retain(|s| !request.tried.contains(&s.name));
         }
     }
-    Cow::Owned(preferred(&free))
+    if free.is_empty() {
+        return Err(Nobody::Tried);
+    }
+    let busy = |s: &Arc<Service>| book.get(&s.name).is_some_and(|load| load.is_busy(now));
+    if !last_choice && !free.iter().all(busy) {
+        free.retain(|s| !busy(s));
+    }
+    free.retain(|s| book.get(&s.name).is_none_or(|load| !load.is_full()));
+    let preferred = preferred(&free);
+    if preferred.is_empty() {
+        return Err(Nobody::Full);
+    }
+    Ok(Cow::Owned(preferred))
 }
 
 /// Those that are up; in panic also those that have not failed a request since they last served one.
@@ -271,6 +321,32 @@ fn weight(service: &Service) -> f64 {
     }
 }
 
+/// Those that may take a request now: engines that have just come take up their share slowly.
+///
+/// While one is new it earns credit with each request that it might have got, a growing part of
+/// its fair share, and is a candidate only with credit for a whole one.
+fn warm_enough<'a>(candidates: Engines<'a>, book: &mut Book, now: Instant) -> Engines<'a> {
+    let slow_start = book.limits.slow_start;
+    let total: f64 = candidates.iter().map(|s| weight(s)).sum();
+    let mut ready = Vec::with_capacity(candidates.len());
+    for service in candidates.iter() {
+        let load = book.of(service);
+        let warmth = load.warmth(now, slow_start);
+        let is_new = warmth < 1.0;
+        if is_new {
+            let share = weight(service) / total;
+            load.credit = MAX_CREDIT.min(load.credit + warmth * share);
+        }
+        if !is_new || load.credit >= 1.0 {
+            ready.push(Arc::clone(service));
+        }
+    }
+    if ready.is_empty() {
+        return candidates;
+    }
+    Cow::Owned(ready)
+}
+
 /// Smooth weighted round-robin, as nginx interleaves: 5:1:1 gives a a b a c a a.
 fn round_robin<'a>(
     candidates: &'a [Arc<Service>],
@@ -314,15 +390,25 @@ fn load(service: &Service, book: &Book) -> f64 {
     f64::from(book.in_flight_of(&service.name)) / weight(service)
 }
 
-fn power_of_two<'a>(candidates: &'a [Arc<Service>], book: &Book) -> &'a Arc<Service> {
+/// Of two engines the one where waiting is expected to be shorter (linkerd's peak EWMA).
+fn power_of_two<'a>(candidates: &'a [Arc<Service>], book: &Book, now: Instant) -> &'a Arc<Service> {
     let first = fastrand::usize(..candidates.len());
     let other = (first + fastrand::usize(1..candidates.len())) % candidates.len();
     let (first, other) = (&candidates[first], &candidates[other]);
-    if load(other, book) < load(first, book) {
+    let is_known = |s: &Service| book.get(&s.name).is_some_and(|load| load.estimate > 0.0);
+    let timed = is_known(first) && is_known(other);
+    if wait(other, book, now, timed) < wait(first, book, now, timed) {
         other
     } else {
         first
     }
+}
+
+/// What one more request costs there; not `timed`, requests count alone.
+fn wait(service: &Service, book: &Book, now: Instant, timed: bool) -> f64 {
+    let latency = |name| book.get(name).map_or(0.0, |load| load.latency(now));
+    let latency = if timed { latency(&service.name) } else { 1.0 };
+    (f64::from(book.in_flight_of(&service.name)) + 1.0) * latency / weight(service)
 }
 
 fn by_lot(candidates: &[Arc<Service>]) -> &Arc<Service> {

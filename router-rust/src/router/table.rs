@@ -11,6 +11,8 @@ use crate::utils::headers::push_decimal;
 
 pub const ENGINE_TYPE: &str = "openai-api";
 pub const MAX_NAMED_MODELS: usize = 10_000;
+/// What metadata may say at most.
+pub const MAX_CONCURRENCY: u32 = 1_000_000;
 
 /// Where a service is known from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +77,13 @@ impl Service {
     /// True for services that take inference requests; babysitters never do.
     pub fn is_engine(&self) -> bool {
         self.metadata.get("type").and_then(Value::as_str) == Some(ENGINE_TYPE)
+    }
+
+    /// Requests that it takes at once, if its metadata says so in a way that can be used.
+    pub fn max_concurrency(&self) -> Option<u32> {
+        let given = self.metadata.get("max_concurrency")?.as_u64()?;
+        let limit = u32::try_from(given).ok()?;
+        (1..=MAX_CONCURRENCY).contains(&limit).then_some(limit)
     }
 
     /// Where requests go: (host, port).
@@ -253,14 +262,14 @@ pub fn preferred(services: &[Arc<Service>]) -> Services {
         .unwrap_or_else(|| services.to_vec())
 }
 
-type OnServices = Box<dyn Fn(&[Arc<Service>]) + Send + Sync>;
+type OnChange = Box<dyn Fn(&ServiceTable, &ServiceTable) + Send + Sync>;
 
 /// Holds the current table. Writers take turns; readers take `current` once.
 ///
-/// `on_services` is called with each new list of services.
+/// `on_change` is called with the last table and the new one.
 pub struct TableStore {
     current: ArcSwap<ServiceTable>,
-    on_services: Option<OnServices>,
+    on_change: Option<OnChange>,
     writing: Mutex<()>,
     changed: Notify,
 }
@@ -273,10 +282,10 @@ impl Default for TableStore {
 
 impl TableStore {
     /// A store with an empty table that knows nothing.
-    pub fn new(on_services: Option<OnServices>) -> Self {
+    pub fn new(on_change: Option<OnChange>) -> Self {
         Self {
             current: ArcSwap::from_pointee(ServiceTable::default()),
-            on_services,
+            on_change,
             writing: Mutex::new(()),
             changed: Notify::new(),
         }
@@ -306,7 +315,11 @@ impl TableStore {
     }
 
     fn publish(&self, table: ServiceTable) {
-        self.current.store(Arc::new(table));
+        let table = Arc::new(table);
+        let last = self.current.swap(Arc::clone(&table));
+        if let Some(on_change) = &self.on_change {
+            on_change(&last, &table);
+        }
         self.changed.notify_waiters();
     }
 
@@ -329,9 +342,6 @@ impl TableStore {
             .collect();
         let named = all_named(&current.named, &services);
         self.publish(ServiceTable::new(services, known, down, named));
-        if let Some(on_services) = &self.on_services {
-            on_services(&self.current().services);
-        }
     }
 
     /// Publish the probes' verdict on one service.

@@ -98,6 +98,7 @@ impl Code {
 ///
 /// `status` replaces the code's usual status where HTTP has a more exact one (408, 417, 431 ...).
 /// `close` ends the client's connection after the answer: the request's end is not certain.
+/// `retry_after` (seconds) is what is known better than the code's usual one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct RouterError {
@@ -106,6 +107,7 @@ pub struct RouterError {
     pub param: Option<&'static str>,
     pub status: Option<u16>,
     pub close: bool,
+    pub retry_after: Option<u32>,
 }
 
 impl RouterError {
@@ -117,6 +119,7 @@ impl RouterError {
             param: None,
             status: None,
             close: false,
+            retry_after: None,
         }
     }
 
@@ -141,6 +144,13 @@ impl RouterError {
         self
     }
 
+    /// The same, naming the seconds after which a client may try again.
+    #[must_use]
+    pub fn with_retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after = Some(seconds);
+        self
+    }
+
     /// The status of the answer.
     pub fn http_status(&self) -> u16 {
         self.status.unwrap_or(self.code.status())
@@ -149,7 +159,7 @@ impl RouterError {
     /// The header fields that tell this error apart, as they stand on the wire.
     pub fn header_lines(&self) -> Vec<u8> {
         let code = self.code.text();
-        let lines = match self.code.retry_after() {
+        let lines = match self.retry_after.or_else(|| self.code.retry_after()) {
             Some(seconds) => format!("x-infinilm-error: {code}\r\nretry-after: {seconds}\r\n"),
             None => format!("x-infinilm-error: {code}\r\n"),
         };

@@ -7,8 +7,10 @@ use infini_router::handlers::context::{Context, LocalAnswer, iso_time};
 use infini_router::handlers::find_handler;
 use infini_router::handlers::routes::ROUTES;
 use infini_router::models::catalog::ModelCatalog;
+use infini_router::router::engine::Outcome;
 use infini_router::router::health::HealthProber;
-use infini_router::router::load::{InFlight, LoadBook, Outcome};
+use infini_router::router::load::{InFlight, LoadBook};
+use infini_router::router::queue::WaitingRoom;
 use infini_router::router::table::{Service, TableStore};
 use infini_router::utils::errors::{Code, RouterError};
 use serde_json::{Value, json};
@@ -30,11 +32,13 @@ impl Router {
         let prober = HealthProber::new(Arc::clone(&config), Arc::clone(&store), unheard);
         let draining = Arc::<AtomicBool>::default();
         let flag = Arc::clone(&draining);
+        let load = Arc::<LoadBook>::default();
         let context = Context {
             config,
             catalog: ModelCatalog::new(Arc::clone(&store)),
+            room: WaitingRoom::new(Arc::clone(&store), Arc::clone(&load)),
             store,
-            load: Arc::new(LoadBook::new(3)),
+            load,
             prober: Arc::new(prober),
             counters: Arc::default(),
             connections: Arc::default(),
@@ -94,7 +98,7 @@ impl Router {
         let mut book = self.context.load.lock();
         self.context
             .load
-            .begin(&mut book, &table.services[index], Instant::now())
+            .begin(&mut book, &table.services[index], Instant::now(), 700)
     }
 }
 
@@ -152,7 +156,7 @@ async fn stats_show_what_traffic_did_to_each_service() {
     let router = Router::mixed();
     let mut running = router.begin(0);
     tokio::time::advance(Duration::from_millis(250)).await;
-    running.first_byte(Outcome::Ok, Instant::now());
+    running.answered(200, None, true, Instant::now());
     for _ in 0..3 {
         router
             .begin(1)
@@ -165,7 +169,7 @@ async fn stats_show_what_traffic_did_to_each_service() {
         json!({
             "total_services": 5, "healthy_services": 3,
             "registry_url": "http://a:1,http://b:2", "in_flight": 1, "requests": 0,
-            "failures": {}, "retries": 0, "draining": false,
+            "failures": {}, "retries": 0, "queued": 0, "queues": [], "draining": false,
             "panic": true, "started_at": "1970-01-01T00:00:00.000+00:00",
         })
         .to_string()
@@ -175,8 +179,9 @@ async fn stats_show_what_traffic_did_to_each_service() {
         json!({
             "name": "a", "host": "127.0.0.1", "port": 9000, "url": "http://127.0.0.1:9000",
             "babysitter_url": "http://127.0.0.1:9001", "healthy": true, "status": "running",
-            "source": "registry", "backup": false, "ejected": false, "in_flight": 1,
-            "request_count": 1, "error_count": 0, "response_time": 0.25, "last_check": null,
+            "source": "registry", "backup": false, "ejected": false, "busy": false,
+            "warming": false, "in_flight": 1, "max_concurrency": 256, "prefill_requests": 1,
+            "prefill_bytes": 700, "request_count": 1, "error_count": 0, "response_time": 0.25, "last_check": null,
             "weight": 2.0, "metadata": { "type": "openai-api", "models": ["m"] },
         })
         .to_string()

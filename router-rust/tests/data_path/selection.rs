@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use infini_router::router::load::{LoadBook, Outcome};
-use infini_router::router::selection::{Policy, Request, Rules, choose, rendezvous};
+use infini_router::router::engine::{Limits, Outcome};
+use infini_router::router::load::{InFlight, LoadBook};
+use infini_router::router::selection::{Nobody, Policy, Request, Rules, choose, rendezvous};
 use infini_router::router::table::{Service, ServiceTable};
 use infini_router::utils::errors::Code;
 use serde_json::json;
@@ -52,11 +54,12 @@ fn rules(policy: &str) -> Rules {
     Rules {
         policy: Policy::named(policy),
         cache_type_threshold: 100,
+        last_choice: false,
     }
 }
 
 fn book() -> Arc<LoadBook> {
-    Arc::new(LoadBook::with_jitter(3, || 0.5))
+    Arc::new(LoadBook::new(Limits::default(), || 0.5))
 }
 
 fn pick(table: &ServiceTable, request: &Request, book: &LoadBook, policy: &str) -> Option<String> {
@@ -67,7 +70,10 @@ fn pick(table: &ServiceTable, request: &Request, book: &LoadBook, policy: &str) 
         Instant::now(),
         rules(policy),
     );
-    chosen.unwrap().map(|choice| choice.service.name.clone())
+    chosen
+        .unwrap()
+        .ok()
+        .map(|choice| choice.service.name.clone())
 }
 
 /// The names chosen by so many requests that end at once.
@@ -84,7 +90,7 @@ fn turns(table: &ServiceTable, count: usize) -> String {
 fn fail(book: &Arc<LoadBook>, service: &Arc<Service>, times: usize) {
     for _ in 0..times {
         let now = Instant::now();
-        let guard = book.begin(&mut book.lock(), service, now);
+        let guard = book.begin(&mut book.lock(), service, now, 0);
         guard.release(Outcome::EngineFault, now);
     }
 }
@@ -210,13 +216,196 @@ fn least_loaded_counts_by_weight() {
     for _ in 0..40 {
         let name = pick(&table, &request(Some("m")), &book, "least_loaded").unwrap();
         let service = table.services.iter().find(|s| s.name == name).unwrap();
-        guards.push(book.begin(&mut book.lock(), service, Instant::now()));
+        guards.push(book.begin(&mut book.lock(), service, Instant::now(), 0));
         *names.entry(name).or_default() += 1;
     }
     assert_eq!(
         names,
         BTreeMap::from([("a".to_owned(), 30), ("b".to_owned(), 10)])
     );
+}
+
+/// A request that took so many seconds to its first byte.
+fn answer(book: &Arc<LoadBook>, service: &Arc<Service>, seconds: f64, now: Instant) {
+    let begun = now.checked_sub(Duration::from_secs_f64(seconds)).unwrap();
+    let mut guard = book.begin(&mut book.lock(), service, begun, 0);
+    guard.answered(200, None, false, now);
+    guard.release(Outcome::Ok, now);
+}
+
+/// Every name that power of two ever chose of two engines.
+fn preferred(table: &ServiceTable, book: &LoadBook) -> String {
+    let names = picks(table, 20, "power_of_two", book);
+    ["a", "b"]
+        .into_iter()
+        .filter(|&name| names.contains(name))
+        .collect()
+}
+
+/// So many requests that stay at an engine.
+fn hold(book: &Arc<LoadBook>, service: &Arc<Service>, count: usize) -> Vec<InFlight> {
+    let begin = |_| book.begin(&mut book.lock(), service, Instant::now(), 0);
+    (0..count).map(begin).collect()
+}
+
+#[test]
+fn power_of_two_weighs_requests_by_the_time_that_they_take() {
+    let (table, book) = (table(plain("ab"), ""), book());
+    let (slow, fast) = (&table.services[0], &table.services[1]);
+    assert_eq!(preferred(&table, &book), "ab"); // nothing is known, so nothing speaks for either
+    let _one = hold(&book, slow, 1);
+    assert_eq!(preferred(&table, &book), "b");
+    let _other = hold(&book, fast, 1);
+    answer(&book, slow, 1.0, Instant::now());
+    assert_eq!(preferred(&table, &book), "ab"); // of one of them nothing is known yet
+    answer(&book, fast, 0.1, Instant::now());
+    let _more = hold(&book, fast, 15); // (16 + 1) x 0.1 < (1 + 1) x 1
+    assert_eq!(preferred(&table, &book), "b");
+    let _most = hold(&book, fast, 6);
+    assert_eq!(preferred(&table, &book), "a");
+}
+
+#[test]
+fn power_of_two_divides_by_weight() {
+    let (table, book) = (table(vec![engine("a", 3.0), engine("b", 1.0)], ""), book());
+    let now = Instant::now();
+    for service in &table.services {
+        answer(&book, service, 0.5, now);
+    }
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        assert_eq!(preferred(&table, &book), "a");
+        held.extend(hold(&book, &table.services[0], 1));
+    }
+    held.extend(hold(&book, &table.services[0], 1));
+    assert_eq!(preferred(&table, &book), "b");
+}
+
+#[test]
+fn an_engine_that_fails_fast_attracts_nothing() {
+    let (table, book) = (table(plain("ab"), ""), book());
+    answer(&book, &table.services[0], 0.5, Instant::now());
+    fail(&book, &table.services[1], 1);
+    let _held = hold(&book, &table.services[0], 8); // (8 + 1) x 0.5 < 5
+    assert_eq!(preferred(&table, &book), "a");
+}
+
+/// Shares of 4 engines, of which the first has just come: in its first 10 s, and after them.
+fn warmed(policy: &str) -> [f64; 2] {
+    let (all, book) = (table(plain("abcd"), ""), book());
+    let others = ServiceTable::new(
+        all.services[1..].to_vec(),
+        true,
+        HashSet::new(),
+        Arc::default(),
+    );
+    let came = Instant::now() + Duration::from_secs(100);
+    book.follow(&others, &all, came);
+    [0, 10].map(|start| {
+        let mut served = 0;
+        for number in 0..400_u64 {
+            let now = came + Duration::from_millis(1000 * start + 25 * number);
+            let chosen = choose(
+                &all,
+                &request(Some("m")),
+                &mut book.lock(),
+                now,
+                rules(policy),
+            );
+            let choice = chosen.unwrap().unwrap();
+            served += u32::from(choice.service.name == "a");
+            answer(&book, &choice.service, 0.1, now);
+        }
+        f64::from(served) / 100.0
+    })
+}
+
+#[test]
+fn an_engine_that_comes_takes_up_its_share_slowly() {
+    for policy in ["round_robin", "least_loaded", "power_of_two", "random"] {
+        let [first, then] = warmed(policy);
+        assert!((0.1..=0.5).contains(&first), "{policy}: {first}");
+        assert!(then >= 0.6, "{policy}: {then}");
+    }
+}
+
+#[test]
+fn warming_takes_nothing_from_who_has_no_other_engine() {
+    let mut backup = engine("b", 1.0);
+    backup.backup = true;
+    let (all, book) = (table(vec![engine("a", 1.0), backup], ""), book());
+    let others = ServiceTable::new(
+        all.services[1..].to_vec(),
+        true,
+        HashSet::new(),
+        Arc::default(),
+    );
+    book.follow(&others, &all, Instant::now());
+    assert_eq!(picks(&all, 3, "round_robin", &book), "aaa"); // a backup is no other engine
+}
+
+fn limited(name: &str, limit: u32) -> Service {
+    let mut service = engine(name, 1.0);
+    let metadata = &mut service.metadata;
+    metadata.insert("max_concurrency".to_owned(), json!(limit));
+    service
+}
+
+#[test]
+fn engines_at_their_limit_are_passed_over_and_others_before_them_come_after() {
+    let mut services = [
+        limited("a", 2),
+        limited("b", 1),
+        limited("s", 1),
+        limited("z", 1),
+    ];
+    services[2].backup = true;
+    services[3].weight = 0.0;
+    let (table, book) = (table(services.into(), ""), book());
+    let (mut names, mut held) = (String::new(), Vec::new());
+    for _ in 0..5 {
+        let name = pick(&table, &request(Some("m")), &book, "round_robin").unwrap();
+        let service = table.services.iter().find(|s| s.name == name).unwrap();
+        held.extend(hold(&book, service, 1));
+        names.push_str(&name);
+    }
+    assert_eq!(names, "abasz");
+    let nobody = |tried: &str| {
+        let mut request = request(Some("m"));
+        request.tried = tried.chars().map(String::from).collect();
+        let now = Instant::now();
+        let chosen = choose(&table, &request, &mut book.lock(), now, rules("random"));
+        chosen.unwrap().unwrap_err()
+    };
+    assert_eq!(nobody(""), Nobody::Full);
+    assert_eq!(nobody("abs"), Nobody::Full);
+    assert_eq!(nobody("absz"), Nobody::Tried);
+}
+
+#[test]
+fn an_engine_that_asked_for_a_pause_comes_last() {
+    let (table, book) = (table(vec![engine("a", 1.0), limited("b", 1)], ""), book());
+    let mut busy = hold(&book, &table.services[0], 1);
+    busy[0].answered(429, Some(60.0), false, Instant::now());
+    assert_eq!(picks(&table, 4, "round_robin", &book), "bbbb");
+    let _held = hold(&book, &table.services[1], 1);
+    assert_eq!(
+        pick(&table, &request(Some("m")), &book, "round_robin"),
+        None
+    );
+    let last_choice = Rules {
+        last_choice: true,
+        ..rules("round_robin")
+    };
+    let now = Instant::now();
+    let chosen = choose(
+        &table,
+        &request(Some("m")),
+        &mut book.lock(),
+        now,
+        last_choice,
+    );
+    assert_eq!(chosen.unwrap().unwrap().service.name, "a");
 }
 
 #[test]
@@ -263,7 +452,7 @@ fn one_hot_key_does_not_pile_up() {
     for _ in 0..100 {
         let mut locked = book.lock();
         let service = Arc::clone(rendezvous(b"hot", &table.services, &locked));
-        guards.push(book.begin(&mut locked, &service, Instant::now()));
+        guards.push(book.begin(&mut locked, &service, Instant::now(), 0));
     }
     let most = table
         .services

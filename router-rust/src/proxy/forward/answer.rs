@@ -5,14 +5,17 @@ use std::rc::Rc;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{Answer, Exchange, Fault, is_engine_fault};
+use super::{Answer, Exchange, Fault};
 use crate::proxy::bodies::{BodyReader, response_body};
 use crate::proxy::fields::{head_end, line_ends_are_clean};
 use crate::proxy::heads::{Broken, MAX_RESPONSE_HEAD, ResponseHead, parse_response_head};
 use crate::proxy::pool::UpstreamConnection;
-use crate::router::load::{InFlight, Outcome};
+use crate::router::load::InFlight;
 use crate::router::selection::Choice;
 use crate::utils::errors::Code;
+
+/// So begins what an engine sends while it still reads the prompt.
+const COMMENT: u8 = b':';
 
 impl Exchange<'_> {
     /// Bytes from the engine: the head first, then the body. Some = the answer is complete.
@@ -24,7 +27,7 @@ impl Exchange<'_> {
     ) -> Result<Option<bool>, Fault> {
         self.last_activity = Instant::now();
         if self.answer.is_some() {
-            return self.on_body(data);
+            return self.on_body(data, in_flight);
         }
         let mut whole;
         let data = if self.partial.is_empty() {
@@ -42,7 +45,7 @@ impl Exchange<'_> {
             }
             Ok((start, Some((head, length)))) => {
                 self.begin_answer(head, length, in_flight)?;
-                let ended = self.on_body(&mut data[start..])?;
+                let ended = self.on_body(&mut data[start..], in_flight)?;
                 self.set_deadline();
                 Ok(ended)
             }
@@ -57,9 +60,12 @@ impl Exchange<'_> {
     ) -> Result<(), Fault> {
         let now = self.last_activity;
         let status = head.status;
-        let fault = is_engine_fault(status);
         self.first_byte_at = Some(now);
-        in_flight.first_byte(if fault { Outcome::Neutral } else { Outcome::Ok }, now);
+        self.outcome = in_flight.answered(status, head.retry_after, head.event_stream, now);
+        if head.event_stream {
+            self.content_awaited = true;
+            self.stream_end = self.settings.stream_timeout.map(|limit| now + limit);
+        }
         self.phase = "stream";
         let expected = head.event_stream && status == 200;
         self.answer = Some(Answer {
@@ -75,7 +81,11 @@ impl Exchange<'_> {
     }
 
     /// Relay what came of the body, behind the head when that has not gone out yet.
-    fn on_body(&mut self, data: &mut [u8]) -> Result<Option<bool>, Fault> {
+    fn on_body(
+        &mut self,
+        data: &mut [u8],
+        in_flight: &mut InFlight,
+    ) -> Result<Option<bool>, Fault> {
         let own = if self.relay.started {
             Vec::new()
         } else {
@@ -86,6 +96,14 @@ impl Exchange<'_> {
         };
         let fed = answer.reader.feed(data);
         let done = answer.reader.is_done() && fed.fault.is_none();
+        if self.content_awaited
+            && data[fed.payload.clone()]
+                .first()
+                .is_some_and(|&b| b != COMMENT)
+        {
+            self.content_awaited = false;
+            in_flight.first_byte(self.last_activity);
+        }
         self.out.clear();
         if !self.relay.started {
             self.relay

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Exchange, Fault};
 use crate::proxy::relay::PING;
-use crate::utils::errors::Code;
+use crate::utils::errors::{Code, RouterError};
 use crate::utils::json;
 
 /// Timers may come a little early.
@@ -18,11 +18,18 @@ impl Exchange<'_> {
         if let Some(interval) = self.ping_interval() {
             limit = limit.min(interval);
         }
-        self.client.deadline.set(self.last_activity + limit);
+        self.wake_at(self.last_activity + limit);
+    }
+
+    fn wake_at(&mut self, when: Instant) {
+        let end = self.stream_end.unwrap_or(when);
+        self.client.deadline.set(when.min(end));
     }
 
     fn silence_limit(&self) -> Duration {
-        if self.answer.is_some() {
+        if self.waiting {
+            self.settings.queue_timeout
+        } else if self.answer.is_some() {
             self.settings.idle_timeout
         } else if self.request.stream {
             self.settings.first_byte_timeout
@@ -43,10 +50,22 @@ impl Exchange<'_> {
 
     pub(super) fn on_deadline(&mut self) -> Result<(), Fault> {
         let now = Instant::now();
+        if self.stream_end.is_some_and(|end| now + TIMER_SLACK >= end) {
+            return Err(self.outlived());
+        }
+        if self.keep_waiting(now) {
+            Ok(())
+        } else {
+            Err(self.too_silent())
+        }
+    }
+
+    /// Wait on, with a comment if it is time for one; false when the silence is too long.
+    pub(super) fn keep_waiting(&mut self, now: Instant) -> bool {
         let silence = now.saturating_duration_since(self.last_activity) + TIMER_SLACK;
         let left = self.silence_limit().checked_sub(silence);
         let Some(mut wait) = left.filter(|left| !left.is_zero()) else {
-            return Err(self.too_silent());
+            return false;
         };
         if let Some(interval) = self.ping_interval() {
             wait = wait.min(interval.checked_sub(silence).unwrap_or_else(|| {
@@ -54,8 +73,14 @@ impl Exchange<'_> {
                 interval
             }));
         }
-        self.client.deadline.set(now + wait);
-        Ok(())
+        self.wake_at(now + wait);
+        true
+    }
+
+    fn outlived(&self) -> Fault {
+        let limit = json::general(self.settings.config.stream_timeout);
+        let text = format!("Service timeout: the stream has lasted for {limit} s");
+        Fault::Own(RouterError::new(Code::IdleTimeout, text))
     }
 
     fn too_silent(&self) -> Fault {

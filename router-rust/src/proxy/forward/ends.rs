@@ -109,7 +109,9 @@ impl Exchange<'_> {
             failure: &failed.failure,
             reason: &failed.reason,
         });
-        self.phase = "choose";
+        if self.phase != "queue" {
+            self.phase = "choose";
+        }
     }
 
     /// The router's own fields of the answer, as they stand on the wire.
