@@ -9,9 +9,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from infinilm_router.router.engine import Limits, Outcome
 from infinilm_router.router.load import InFlight, LoadBook
+from infinilm_router.router.pace import Pace
 from infinilm_router.router.queue import (
     Answer,
-    Pace,
     Place,
     RoomLimits,
     Ticket,

@@ -8,6 +8,7 @@ import pytest
 
 from infinilm_router.router.engine import Limits, Outcome
 from infinilm_router.router.load import LoadBook
+from infinilm_router.router.policies import rendezvous
 from infinilm_router.router.selection import (
     Choice,
     Nobody,
@@ -15,7 +16,6 @@ from infinilm_router.router.selection import (
     Rules,
     choose,
     explain,
-    rendezvous,
 )
 from infinilm_router.router.table import Service, ServiceTable
 from infinilm_router.utils.errors import Code, RouterError

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from infinilm_router.router.load import InFlight, LoadBook
+from infinilm_router.router.pace import Pace
 from infinilm_router.router.selection import Choice, Nobody, Request, Rules, choose
 from infinilm_router.router.table import TableStore
 from infinilm_router.utils.errors import Code, RouterError
 
 LOOK_AGAIN = 0.5  # seconds; what changes with time alone (an ejection ends) is seen by then
 MAX_RETRY_AFTER = 60  # seconds
-PACE_WINDOW = 10.0  # seconds
 
 Place = tuple[Choice, InFlight]
 """A request's place at an engine, counted in already."""
@@ -69,35 +69,6 @@ class Ticket:
 
 Key = tuple[str | None, tuple[str, ...]]
 """Requests for the same model that tried the same engines can be served by the same ones."""
-
-
-class Pace:
-    """How many places a second a model's waiting requests get, over the last 10 to 20 s."""
-
-    def __init__(self, now: float) -> None:
-        self._started = now
-        self._counts = [0, 0]  # this window's, last window's
-
-    def count(self, now: float) -> None:
-        """A place was handed over."""
-        self._roll(now)
-        self._counts[0] += 1
-
-    def rate(self, now: float) -> float:
-        """Places a second; 0 = none was seen."""
-        self._roll(now)
-        span = now - self._started + (PACE_WINDOW if self._counts[1] else 0.0)
-        return sum(self._counts) / max(span, 0.001)
-
-    def is_over(self, now: float) -> bool:
-        """Whether all of it is too long ago to say anything."""
-        return now - self._started >= 2 * PACE_WINDOW
-
-    def _roll(self, now: float) -> None:
-        if now - self._started >= PACE_WINDOW:
-            recent = not self.is_over(now)
-            self._counts = [0, self._counts[0] if recent else 0]
-            self._started = self._started + PACE_WINDOW if recent else now
 
 
 class WaitingRoom:

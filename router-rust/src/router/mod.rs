@@ -3,6 +3,8 @@
 pub mod engine;
 pub mod health;
 pub mod load;
+pub mod pace;
+pub mod policies;
 pub mod queue;
 pub mod selection;
 pub mod table;

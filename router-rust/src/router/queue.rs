@@ -13,8 +13,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use crate::router::engine::{Outcome, seconds_since};
+use crate::router::engine::Outcome;
 use crate::router::load::{Book, InFlight, LoadBook};
+use crate::router::pace::Pace;
 use crate::router::selection::{Choice, Nobody, Request, Rules, choose};
 use crate::router::table::TableStore;
 use crate::utils::errors::{Code, RouterError};
@@ -24,7 +25,6 @@ use crate::utils::json;
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Seconds.
 const MAX_RETRY_AFTER: f64 = 60.0;
-const PACE_WINDOW: Duration = Duration::from_secs(10);
 
 /// A request's place at an engine, counted in already.
 pub struct Place {
@@ -100,51 +100,6 @@ impl Drop for Ticket {
 
 fn nothing_told() -> Answer {
     Answer::Refused(RouterError::new(Code::Internal, "internal error"))
-}
-
-/// How many places a second a model's waiting requests get, over the last 10 to 20 s.
-#[derive(Debug)]
-pub struct Pace {
-    started: Instant,
-    /// This window's, last window's.
-    counts: [u32; 2],
-}
-
-impl Pace {
-    /// A pace that is measured from now on.
-    pub fn new(now: Instant) -> Self {
-        Self {
-            started: now,
-            counts: [0, 0],
-        }
-    }
-
-    /// A place was handed over.
-    pub fn count(&mut self, now: Instant) {
-        self.roll(now);
-        self.counts[0] += 1;
-    }
-
-    /// Places a second; 0 = none was seen.
-    pub fn rate(&mut self, now: Instant) -> f64 {
-        self.roll(now);
-        let [this, last] = self.counts;
-        let mut span = seconds_since(self.started, now);
-        if last > 0 {
-            span += PACE_WINDOW.as_secs_f64();
-        }
-        f64::from(this + last) / span.max(0.001)
-    }
-
-    fn roll(&mut self, now: Instant) {
-        let age = now.saturating_duration_since(self.started);
-        if age >= 2 * PACE_WINDOW {
-            *self = Self::new(now);
-        } else if age >= PACE_WINDOW {
-            self.started += PACE_WINDOW;
-            self.counts = [0, self.counts[0]];
-        }
-    }
 }
 
 /// The queues of all models; the lock of the `LoadBook` guards them.

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use infini_router::router::engine::{Limits, Outcome};
 use infini_router::router::load::{InFlight, LoadBook};
-use infini_router::router::queue::{Answer, Asked, Pace, RoomLimits, Ticket, WaitingRoom};
+use infini_router::router::pace::Pace;
+use infini_router::router::queue::{Answer, Asked, RoomLimits, Ticket, WaitingRoom};
 use infini_router::router::selection::{Request, Rules};
 use infini_router::router::table::{Service, TableStore};
 use infini_router::utils::errors::{Code, RouterError};

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use infini_router::router::engine::{Limits, Outcome};
 use infini_router::router::load::{InFlight, LoadBook};
-use infini_router::router::selection::{Nobody, Policy, Request, Rules, choose, rendezvous};
+use infini_router::router::policies::{Policy, rendezvous};
+use infini_router::router::selection::{Nobody, Request, Rules, choose};
 use infini_router::router::table::{Service, ServiceTable};
 use infini_router::utils::errors::Code;
 use serde_json::json;
