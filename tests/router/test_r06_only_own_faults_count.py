@@ -9,6 +9,7 @@ from rig.load_client import chat_call, kinds
 from rig.processes import wait_until
 from rig.raw_client import RawClient, request_bytes
 from rig.routers import SLOW, StartRouter
+from rig.traffic import Traffic
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(200, marks=SLOW)])
@@ -28,10 +29,43 @@ def test_client_faults_never_take_an_engine_out(
     states.append(router.service(engine.name))
     assert [state["healthy"] for state in states] == [True] * 5
     assert [state["error_count"] for state in states] == [0] * 5
+    assert [state["ejected"] for state in states] == [False] * 5
     assert len(fakes.records(engine)) == 4 * count
     outcomes = closed_loop(router.url, [chat_call()] * 10, 5)
     assert kinds(outcomes) == {"ok": 10}
     wait_until(lambda: router.in_flight() == 0)
+    print(
+        f"R6 {router.name}: {count} each of 400, 404, 429 and aborts, {count // 4} cut bodies:"
+        " 0 errors counted, never ejected"
+    )
+
+
+@pytest.mark.parametrize("status", [429, pytest.param(503, marks=SLOW)])
+def test_an_engine_that_asks_for_a_pause_gets_it_and_then_its_share_again(
+    start: StartRouter, fakes: Farm, status: int
+) -> None:
+    engines = [fakes.engine(f"e{number}") for number in range(2)]
+    router = start(static(*engines), flags={"max-errors": 3})
+    fakes.apply(engines[0], script={"status": status, "headers": {"Retry-After": "1"}})
+    with Traffic(router.url, 40, lambda _: chat_call()) as traffic:
+        wait_until(lambda: len(fakes.records(engines[0])) >= 3, 20)
+        state = router.service("e0")
+        outcomes = traffic.end()
+    refused = [outcome for outcome in outcomes if outcome.status == status]
+    span = max(outcome.due for outcome in outcomes) - min(outcome.due for outcome in outcomes)
+    print(
+        f"R6 {router.name}: an engine that says {status} with Retry-After 1 gets"
+        f" {len(refused)} of {len(outcomes)} requests in {span:.1f} s"
+    )
+    assert {outcome.head and outcome.head.get("retry-after") for outcome in refused} == {"1"}
+    assert len(refused) <= 2 + span, "one when each pause is over"
+    assert state["healthy"]
+    assert (state["error_count"], state["ejected"]) == (0, False)
+    fakes.apply(engines[0], script={})
+    wait_until(lambda: not router.service("e0")["busy"])
+    before = len(fakes.records(engines[0]))
+    assert kinds(closed_loop(router.url, [chat_call()] * 20, 1)) == {"ok": 20}
+    assert len(fakes.records(engines[0])) == before + 10
 
 
 def abort(url: str, count: int) -> None:

@@ -65,3 +65,32 @@ def test_silence_ends_an_answer_and_length_does_not(
         assert b'"code":"first_byte_timeout"' in outcomes[name].data
         assert first - 0.05 <= took[name] <= first + 0.3
     wait_until(lambda: engine.in_flight == 0)
+
+
+def test_a_limit_of_whole_streams_ends_them_with_an_error_event(
+    start: StartRouter, engine: FakeEngine
+) -> None:
+    limit = 0.8
+    router = start(static(engine), flags={"stream-timeout": limit, "max-errors": 1})
+    lively: Json = {"stream": {"chunks": 1000, "interval": 0.05}}
+    outcomes = asyncio.run(
+        send_all(
+            router.url,
+            {
+                "long": (lively, True),
+                "short": ({"stream": {"chunks": 5, "interval": 0.05}}, True),
+                "slow to begin": ({"delay": limit, "stream": {"chunks": 5}}, True),
+                "no stream": ({"delay": 1.5 * limit}, False),
+            },
+        )
+    )
+    took = {name: round(outcome.ended, 2) for name, outcome in outcomes.items()}
+    print(f"R13 {router.name}: streams may last {limit:g} s; ended after {took}")
+    error = outcomes["long"].stream_error
+    assert error is not None
+    assert error["code"] == "idle_timeout"
+    assert error["message"].endswith("the stream has lasted for 0.8 s")
+    assert limit - 0.05 <= took["long"] <= limit + 0.5
+    assert [outcomes[name].kind for name in ("short", "slow to begin", "no stream")] == ["ok"] * 3
+    wait_until(lambda: engine.in_flight == 0)
+    assert router.service(engine.name)["error_count"] == 0

@@ -1,14 +1,25 @@
 """R20: a slow reader hurts only itself."""
 
+import asyncio
+import socket
+import threading
 import time
+from typing import Self
+from urllib.parse import urlsplit
+
+import pytest
 
 from rig.engine_script import pattern
 from rig.fake_engine import FakeEngine
+from rig.farm import Farm
 from rig.flows import closed_loop, static
-from rig.load_client import chat_call, kinds
+from rig.load_client import Outcome, chat_call, kinds
 from rig.processes import wait_until
 from rig.raw_client import RawClient, request_bytes
-from rig.routers import StartRouter
+from rig.routers import SLOW, StartRouter
+from rig.server import Connection, Request, Server
+from rig.traffic import Traffic, percentile
+from rig.wire import chunk
 
 READERS, SIZE, MEBIBYTE = 20, 16, 1 << 20
 
@@ -28,6 +39,10 @@ def test_readers_that_read_nothing_cost_little_memory_and_are_ended(
     peak = before
     while router.in_flight() > 0:
         peak = max(peak, router.memory())
+    print(
+        f"R20 {router.name}: {READERS} readers that read nothing of {SIZE} MB: +"
+        f"{(peak - before) / MEBIBYTE:.1f} MB"
+    )
     assert peak - before <= 64 * MEBIBYTE
     wait_until(lambda: engine.in_flight == 0)
     assert {reader.read_end(5) for reader in readers} <= {"closed", "reset"}
@@ -49,3 +64,103 @@ def test_a_reader_that_is_slow_but_reads_gets_everything(
     assert answer.whole
     assert answer.body == pattern(SIZE * MEBIBYTE)
     assert time.monotonic() - started > 1, "the reader was not slow enough to prove anything"
+
+
+class Fountain:
+    """An engine whose streams never end, as fast as they are taken."""
+
+    def __init__(self) -> None:
+        self.streams = self.sent = 0
+        self.server = Server(self._handle)
+
+    def is_held(self) -> bool:
+        """Whether it could send little since this was asked before."""
+        sent, self.sent = self.sent, 0
+        return sent < 50
+
+    async def _handle(self, connection: Connection, request: Request) -> bool:
+        if request.method == "GET":
+            await connection.answer(200, b"{}")
+            return True
+        head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked"
+        event = chunk(b"data: " + 16_000 * b"x" + b"\n\n")
+        self.streams += 1
+        try:
+            await connection.send(f"{head}\r\n\r\n".encode())
+            while True:
+                await connection.send(event)
+                self.sent += 1
+                await asyncio.sleep(0)
+        finally:
+            self.streams -= 1
+
+
+class SlowReaders:
+    """Clients that take a KiB a second, in pieces of 128 bytes, of streams without end."""
+
+    def __init__(self, url: str, count: int) -> None:
+        self._url, self._count = url, count
+        self.reading = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._read()), daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        wait_until(lambda: self.reading == self._count)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(10)
+
+    async def _read(self) -> None:
+        await asyncio.gather(*(self._one() for _ in range(self._count)))
+
+    async def _one(self) -> None:
+        parts, loop = urlsplit(self._url), asyncio.get_running_loop()
+        call = chat_call(stream=True)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, (parts.hostname, parts.port))
+            request = request_bytes("POST", call.target, call.headers, call.body)
+            await loop.sock_sendall(sock, request)
+            first = True
+            while not self._stop.is_set() and await loop.sock_recv(sock, 128):
+                self.reading += first
+                first = False
+                await asyncio.sleep(0.125)
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(20, 2), pytest.param(100, 60, marks=SLOW)])
+def test_others_are_served_as_fast_beside_slow_readers(
+    start: StartRouter, fakes: Farm, count: int, seconds: float
+) -> None:
+    flood, other = Fountain(), fakes.engine("other", models=["n"], script={"delay": 0.02})
+    port = fakes.call(flood.server.listen(0))
+    fast = {"name": "flood", "host": "127.0.0.1", "port": port, "metadata": {"models": ["m"]}}
+    router = start([fast, *static(other)])
+
+    def p99(of: list[Outcome]) -> float:
+        assert kinds(of) == {"ok": len(of)}
+        return percentile([outcome.ended for outcome in of], 0.99)
+
+    def others() -> list[Outcome]:
+        with Traffic(router.url, 20, lambda _: chat_call("n")) as traffic:
+            time.sleep(seconds)
+            return traffic.end()
+
+    alone, before = p99(others()), router.memory()
+    with SlowReaders(router.url, count):
+        wait_until(flood.is_held, 20, every=0.3)  # until then it fills the kernel's buffers
+        beside, growth = p99(others()), router.memory() - before
+        assert flood.streams == count, "their engine waits for them"
+    print(
+        f"R20 {router.name}: {count} readers of 1 KiB/s: +{growth / MEBIBYTE:.1f} MB, p99 of others"
+        f" {beside * 1e3:.0f} ms, {alone * 1e3:.0f} ms without them"
+    )
+    assert growth <= 64 * MEBIBYTE
+    assert beside <= 1.2 * alone + 0.2
+    wait_until(lambda: router.in_flight() == flood.streams == 0)
+    assert router.service("flood")["error_count"] == 0
+    fakes.call(flood.server.close())
