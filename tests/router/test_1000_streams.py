@@ -32,8 +32,8 @@ def test_1000_streams_of_128_chunks_50_at_a_time(
     assert kinds(outcomes) == {"ok": streams}
     expected = hashlib.sha256(b"".join(p.data for p in stream_pieces(options, "m"))).digest()
     assert {hashlib.sha256(outcome.data).digest() for outcome in outcomes} == {expected}
-    assert router.in_flight() == 0
-    assert sum(engine.state()["in_flight"] for engine in engines) == 0
+    wait_until(lambda: router.in_flight() == 0)
+    wait_until(lambda: sum(engine.state()["in_flight"] for engine in engines) == 0)
     assert sum(engine.state()["hits"] for engine in engines) == streams + AT_A_TIME
     wait_until(lambda: router.descriptors() <= before, 15, f"descriptors back to {before}")
     for engine in engines:
