@@ -89,7 +89,7 @@ class App:
         store.set_services(config.static_services, known=not config.registry_urls)
         pool = UpstreamPool(queue, config.pool_idle_timeout, config.proxy_connect_timeout)
         learner = ModelLearner(config, session, store)
-        prober = HealthProber(config, session, store, _on_health_change(pool))
+        prober = HealthProber(config, session, store, _on_health_change(pool), book.heard_since)
         context = Context(
             config=config,
             store=store,

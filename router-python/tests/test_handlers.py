@@ -14,7 +14,7 @@ from infinilm_router.handlers.routes import ROUTES
 from infinilm_router.models.catalog import ModelCatalog
 from infinilm_router.proxy.heads import RequestHead
 from infinilm_router.router.engine import Outcome
-from infinilm_router.router.health import HealthProber
+from infinilm_router.router.health import HealthProber, ProbeView
 from infinilm_router.router.load import LoadBook
 from infinilm_router.router.queue import WaitingRoom
 from infinilm_router.router.table import TableStore
@@ -37,13 +37,16 @@ class Router:
             load=self.load,
             room=WaitingRoom(self.store, self.load),
             catalog=ModelCatalog(self.store),
-            prober=cast("HealthProber", SimpleNamespace(last_check=self.checked.get)),
+            prober=cast("HealthProber", SimpleNamespace(view=self.view)),
             counters=Counters(),
             connections=lambda: 3,
             draining=lambda: self.draining,
             started_at=0.0,
             clock=lambda: 100.0,
         )
+
+    def view(self, name: str) -> ProbeView:
+        return ProbeView(self.checked.get(name))
 
     def get(self, path: bytes) -> LocalAnswer:
         handler = find_handler(self.context)(path)
@@ -148,6 +151,7 @@ def test_stats_show_what_traffic_did_to_each_service(mixed: Router) -> None:
         "babysitter_url": "http://127.0.0.1:9001",
         "healthy": True,
         "status": "running",
+        "down_reason": None,
         "source": "registry",
         "backup": False,
         "ejected": False,

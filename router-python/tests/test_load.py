@@ -49,6 +49,18 @@ def test_counters_are_zero_after_any_mix_of_ends(
     assert not where.of(ENGINE).on_probation
 
 
+def test_the_last_byte_that_came_is_remembered() -> None:
+    where = book()
+    assert not where.heard_since("a", -1.0)
+    running = where.begin(ENGINE, 1.0)
+    assert not where.heard_since("a", 0.5), "a request says nothing of its answer"
+    running.load.heard_at = 2.0
+    assert where.heard_since("a", 1.9)
+    assert not where.heard_since("a", 2.0)
+    running.release(Outcome.OK, 3.0)
+    assert where.heard_since("a", 1.9)
+
+
 def test_three_faults_in_a_row_eject_and_the_time_doubles_up_to_a_minute() -> None:
     where, load, now = book(), book().of(ENGINE), 0.0
     load = where.of(ENGINE)

@@ -17,11 +17,16 @@ class Probed:
     """A prober, its table, and every change of verdict."""
 
     def __init__(self, http: Any, config: Any, services: tuple[Service, ...]) -> None:
+        self.heard = False
         self.store = TableStore()
         self.store.set_services(services)
         self.changes: list[tuple[str, bool]] = []
         self.prober = HealthProber(
-            config, http, self.store, lambda s, up: self.changes.append((s.name, up))
+            config,
+            http,
+            self.store,
+            lambda s, up: self.changes.append((s.name, up)),
+            lambda *_: self.heard,
         )
 
     @property
@@ -42,12 +47,13 @@ def probing(session: Any, config: Any, running: Any) -> Start:
 
 
 def verdicts(results: str, fall: int = 3, rise: int = 2) -> str:
-    """`+` good, `-` bad -> after each result `U` up or `D` down."""
+    """`+` good, `-` bad, `!` conclusive -> after each result `U` up or `D` down."""
     counter = RiseFall(fall, rise)
     after = ""
     for result in results:
         before = counter.up
-        assert counter.count(good=result == "+") == (counter.up != before)
+        changed = counter.count(good=result == "+", conclusive=result == "!")
+        assert changed == (counter.up != before)
         after += "U" if counter.up else "D"
     return after
 
@@ -60,6 +66,9 @@ def verdicts(results: str, fall: int = 3, rise: int = 2) -> str:
         ("-", "D"),
         ("-++", "DDU"),
         ("+" + "-+" * 30, "U" * 61),
+        ("+!++", "UDDU"),
+        ("+--!", "UUUD"),
+        ("!!+", "DDD"),
     ],
 )
 def test_three_bad_results_in_a_row_take_out_and_two_good_ones_bring_back(
@@ -105,7 +114,7 @@ def test_a_new_engine_is_routable_at_once_and_out_when_its_first_probe_fails(
             probed.store.set_services([dead])
             assert probed.store.current.healthy_engines == (dead,)
             await until(lambda: probed.down == {"dead"})
-            assert probed.prober.last_check("dead") is not None
+            assert probed.prober.view("dead").last_check is not None
 
     asyncio.run(scenario())
 
@@ -166,7 +175,7 @@ def test_probes_go_where_the_contract_says(
             probed = await stack.enter_async_context(
                 probing(engine("a", port), health_interval=60.0)
             )
-            await until(lambda: probed.prober.last_check("a"))
+            await until(lambda: probed.prober.view("a").last_check)
             assert probed.down == (set() if case.up else {"a"})
             assert [f"{who} {path}" for who, server in asked for path in server.paths] == case.asked
 
@@ -213,7 +222,7 @@ def test_an_engine_on_the_next_port_is_not_taken_for_a_babysitter(
             probing(engine("a", port), engine("b", port + 1)) as probed,
         ):
             await until(lambda: probed.down == {"b"})
-            await until(lambda: probed.prober.last_check("a"))
+            await until(lambda: probed.prober.view("a").last_check)
             assert probed.changes == [("b", False)]
 
     asyncio.run(scenario())
@@ -231,6 +240,86 @@ def test_an_engine_that_does_not_answer_in_time_is_down(
     asyncio.run(scenario())
 
 
+def test_an_engine_whose_port_refuses_is_out_at_once(
+    probing: Start, serving: Any, until: Any, engine: Any
+) -> None:
+    async def scenario() -> None:
+        port = free_port()
+        async with probing(engine("a", port), health_fall=100) as probed:
+            async with serving({"/health": HERE}, port):
+                await until(lambda: probed.prober.view("a").results["ok"] and not probed.down)
+            await until(lambda: probed.down == {"a"})
+            view = probed.prober.view("a")
+            assert view.results["refused"] >= 1
+            assert view.down_reason == f"127.0.0.1:{port}: Connection refused"
+
+    asyncio.run(scenario())
+
+
+def test_a_refused_probe_at_another_address_is_one_failure_of_several(
+    probing: Start, serving: Any, until: Any, engine: Any
+) -> None:
+    async def scenario() -> None:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}/health"
+        other = engine("a", port + 1, metadata={"health_url": url})
+        async with probing(other, health_fall=100) as probed:
+            async with serving({"/health": HERE}, port):
+                await until(lambda: probed.prober.view("a").results["ok"] and not probed.down)
+            view = probed.prober.view("a")
+            seen = view.results["failed"]
+            await until(lambda: view.results["failed"] >= seen + 5)
+            assert probed.down == set()
+            assert view.results["refused"] == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_late_probe_counts_unless_requests_get_their_answers(
+    probing: Start, silent: Any, until: Any, engine: Any
+) -> None:
+    async def scenario() -> None:
+        async with silent() as url:
+            hanging = engine("a", 1, metadata={"health_url": url})
+            async with probing(hanging, health_timeout=0.05) as probed:
+                probed.heard = True
+                await until(lambda: probed.prober.view("a").results["busy"] >= 4)
+                assert (probed.down, probed.prober.view("a").down_reason) == (set(), None)
+                probed.heard = False
+                await until(lambda: probed.down == {"a"})
+                assert probed.prober.view("a").down_reason == "no answer within 0.05 s"
+                probed.heard = True
+                seen = probed.prober.view("a").results["busy"]
+                await until(lambda: probed.prober.view("a").results["busy"] >= seen + 3)
+                assert probed.down == {"a"}, "it neither helps nor harms"
+
+    asyncio.run(scenario())
+
+
+def test_the_reason_is_what_the_babysitter_says_until_all_is_well(
+    probing: Start, serving: Any, until: Any, engine: Any
+) -> None:
+    async def scenario() -> None:
+        port = free_port()
+        answer = [(503, {"status": "stalled", "liveness": "x"})]
+        async with (
+            serving({"/health": lambda: answer[-1]}, port + 1),
+            probing(engine("a", port)) as probed,
+        ):
+            await until(lambda: probed.down == {"a"})
+            reason = probed.prober.view("a").down_reason
+            assert reason == f"http://127.0.0.1:{port + 1}/health answered 503 (stalled)"
+            answer.append((503, {"status": "a\nforged line"}))
+            await until(lambda: probed.prober.view("a").down_reason != reason)
+            now = probed.prober.view("a").down_reason
+            assert now == f"http://127.0.0.1:{port + 1}/health answered 503"
+            answer.append(HERE)
+            await until(lambda: not probed.down)
+            assert probed.prober.view("a").down_reason is None
+
+    asyncio.run(scenario())
+
+
 def test_babysitters_are_not_probed(probing: Start, serving: Any, until: Any, engine: Any) -> None:
     async def scenario() -> None:
         async with serving({"/health": HERE}) as server:
@@ -239,7 +328,7 @@ def test_babysitters_are_not_probed(probing: Start, serving: Any, until: Any, en
             probed_one = engine("a", metadata={"health_url": health_url})
             async with probing(sitter, probed_one) as probed:
                 await until(lambda: len(server.requests) >= 3)
-                assert probed.prober.last_check("s") is None
+                assert probed.prober.view("s").last_check is None
 
     asyncio.run(scenario())
 
@@ -307,7 +396,7 @@ def test_an_engine_that_left_is_not_probed_any_more(
             async with probing(*both) as probed:
                 await until(lambda: {"/a", "/b"} <= set(server.paths))
                 probed.store.set_services(both[:1])
-                await until(lambda: probed.prober.last_check("b") is None)
+                await until(lambda: probed.prober.view("b").last_check is None)
                 seen = len(server.paths)
                 await until(lambda: len(server.paths) >= seen + 5)
                 assert set(server.paths[seen + 1 :]) == {"/a"}

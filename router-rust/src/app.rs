@@ -193,9 +193,13 @@ impl App {
         );
         let learner = Arc::new(ModelLearner::new(Arc::clone(&config), Arc::clone(&store)));
         // The threads see in the table which engines went down, and drop their connections.
-        let prober =
-            HealthProber::new(Arc::clone(&config), Arc::clone(&store), Box::new(|_, _| {}));
-        let prober = Arc::new(prober);
+        let hearing = Arc::clone(&book);
+        let prober = Arc::new(HealthProber::new(
+            Arc::clone(&config),
+            Arc::clone(&store),
+            Box::new(|_, _| {}),
+            Box::new(move |name, moment| hearing.heard_since(name, moment)),
+        ));
         let draining = Arc::clone(&self.draining);
         let context = Context {
             config: Arc::clone(&config),

@@ -28,7 +28,7 @@ TIMES = {"timestamp", "last_check", "started_at"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00\Z")
 # Metrics that differ from one moment to the next.
 MEASURED = re.compile(
-    r"^(infinilm_router_(?:\w+_(?:bucket|sum)\{.*\}|start_time_seconds|client_connections)) .+$",
+    r"^(infinilm_router_(?:\w+_(?:bucket|sum|probes_total)\{.*\}|start_time_seconds|client_connections)) .+$",
     re.MULTILINE,
 )
 LIMIT = 0.4

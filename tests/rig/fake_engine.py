@@ -35,9 +35,10 @@ LOADING = b'{"error":{"message":"Loading model","code":503}}'
 class Settings:
     """What can be changed.
 
-    `health` is the status of port + 1 (the `healths` come first, one for each probe), `own_health`
-    that of the own port, which answers 503 to everything for `ready_after` seconds. `flood` starts
-    one of log lines (engine_faults.py). Without `records_kept`, every request is kept.
+    `health` is the status of port + 1 (the `healths` come first, one for each probe), `health_word`
+    what it calls itself there. `own_health` is the status of the own port, which answers 503 to
+    everything for `ready_after` seconds. `flood` starts one of log lines (engine_faults.py).
+    Without `records_kept`, every request is kept.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +46,7 @@ class Settings:
     models_path: str = "/v1/models"
     health: int = 200
     healths: list[int] = field(default_factory=list)
+    health_word: str = "healthy"
     health_delay: float = 0.0
     own_health: int = 200
     script: Json = field(default_factory=dict)
@@ -153,7 +155,7 @@ class FakeEngine:
         self.probes.append((request.arrived, f"sidecar {request.path}"))
         status = self._next_health() if request.path == "/health" else 404
         await connection.sleep(self.settings.health_delay)
-        await connection.answer(status, b'{"status":"healthy"}')
+        await connection.answer(status, json.dumps({"status": self.settings.health_word}).encode())
         return True
 
     def _next_health(self) -> int:

@@ -110,6 +110,17 @@ def _add_engines(ctx: Context, out: Exposition) -> None:
         samples = [({"engine": engine.name}, value(engine)) for engine in table.engines]
         out.add(f"{PREFIX}engine_{name}", kind, about, samples)
 
+    out.add(
+        f"{PREFIX}engine_probes_total",
+        "counter",
+        "Finished probes by what they found.",
+        [
+            ({"engine": engine.name, "result": result}, count)
+            for engine in table.engines
+            for result, count in sorted(ctx.prober.view(engine.name).results.items())
+        ],
+    )
+
 
 def _add_queues(ctx: Context, out: Exposition) -> None:
     """What waits for any model is `other`, as in the counts of requests."""

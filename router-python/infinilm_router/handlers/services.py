@@ -17,7 +17,8 @@ def describe(ctx: Context, service: Service) -> dict[str, object]:
     """One service as `/services` and `/stats` show it; times are seconds."""
     load = ctx.load.of(service)
     now = ctx.clock()
-    checked = ctx.prober.last_check(service.name)
+    probes = ctx.prober.view(service.name)
+    checked = probes.last_check
     return {
         "name": service.name,
         "host": service.host,
@@ -26,6 +27,7 @@ def describe(ctx: Context, service: Service) -> dict[str, object]:
         "babysitter_url": f"http://{service.netloc(service.port + 1)}",
         "healthy": ctx.store.current.is_up(service),
         "status": service.status,
+        "down_reason": probes.down_reason,
         "source": service.source,
         "backup": service.backup,
         "ejected": load.is_ejected(now),

@@ -14,7 +14,7 @@ from infinilm_router.proxy.ends import bad_gateway, check_partial_head, connect_
 from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken, RequestHead, ResponseHead
 from infinilm_router.proxy.pool import UpstreamConnection
 from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
-from infinilm_router.router.engine import Outcome
+from infinilm_router.router.engine import EngineLoad, Outcome
 from infinilm_router.router.load import InFlight
 from infinilm_router.router.queue import Answer, Place, Ticket
 from infinilm_router.router.selection import Choice, Request, explain
@@ -54,6 +54,7 @@ class Exchange:
     _failed: FailedAttempt | None = None
     _ticket: Ticket | None = None
     _in_flight: InFlight | None = None
+    _load: EngineLoad  # of the engine it is at
     _outcome = Outcome.OK
     _connecting: asyncio.Task[None] | None = None
     _retry: asyncio.TimerHandle | None = None
@@ -134,6 +135,7 @@ class Exchange:
     def _take(self, place: Place) -> None:
         self._tell_failed_attempt()
         self.choice, self._in_flight = place
+        self._load = self._in_flight.load
         self.attempts += 1
 
     def _go(self) -> None:
@@ -200,7 +202,7 @@ class Exchange:
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine: the head first, then the body."""
-        self._last_activity = self._gateway.queue.now()
+        self._load.heard_at = self._last_activity = self._gateway.queue.now()
         if self._reader is None:
             self._head_data(self._buffer + data if self._buffer else data)
         else:

@@ -58,6 +58,7 @@ class EngineLoad:
         "error_count",
         "estimate",
         "estimated_at",
+        "heard_at",
         "in_flight",
         "limit",
         "on_probation",
@@ -75,6 +76,7 @@ class EngineLoad:
         self.prefill_bytes = 0
         self.request_count = 0
         self.error_count = 0
+        self.heard_at = 0.0  # when the last byte of an answer came
         self.response_time = 0.0  # seconds to the answer's head, moving average
         self.estimate = 0.0  # seconds to the first byte, 0 = not known yet
         self.estimated_at = 0.0

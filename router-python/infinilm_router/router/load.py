@@ -27,16 +27,19 @@ EJECTION_JITTER = 0.2
 
 
 class InFlight:
-    """One request on one engine. `release` counts it out; further calls do nothing."""
+    """One request on one engine. `release` counts it out; further calls do nothing.
 
-    __slots__ = ("_book", "_load", "_prefill", "_probation", "_service", "_started")
+    Whoever reads its answer sets `load.heard_at`: no call, since it happens with each read.
+    """
+
+    __slots__ = ("_book", "_prefill", "_probation", "_service", "_started", "load")
 
     def __init__(
         self, book: "LoadBook", service: Service, load: EngineLoad, prompt_bytes: int, now: float
     ) -> None:
         self._book: LoadBook | None = book
         self._service = service
-        self._load = load
+        self.load = load
         self._started = now
         self._prefill: int | None = prompt_bytes  # None: its first byte is here
         self._probation = bool(load.ejected_until)
@@ -53,7 +56,7 @@ class InFlight:
         """
         outcome = verdict(status, retry_after)
         elapsed = now - self._started
-        book, load = self._book, self._load
+        book, load = self._book, self.load
         if self._probation and outcome is Outcome.OK and book is not None:
             book.judge(self._service, load, outcome, now, probation=True)
             self._end_probation()
@@ -74,14 +77,14 @@ class InFlight:
         self._end_prefill()
         if outcome is Outcome.BUSY:
             if self._book is not None:
-                self._book.spare(self._load, retry_after, now)
+                self._book.spare(self.load, retry_after, now)
         elif status >= 500:
-            self._load.observe(max(now - self._started, FAILURE_PENALTY), now)
+            self.load.observe(max(now - self._started, FAILURE_PENALTY), now)
 
     def first_byte(self, now: float) -> None:
         """The first byte of a good answer's content is here: its prompt has been read."""
         if self._prefill is not None:
-            self._load.observe(now - self._started, now)
+            self.load.observe(now - self._started, now)
             self._end_prefill()
 
     def release(self, outcome: Outcome, now: float) -> None:
@@ -89,7 +92,7 @@ class InFlight:
         book, self._book = self._book, None
         if book is None:
             return
-        load = self._load
+        load = self.load
         if load.in_flight == load.limit:
             book.full -= 1
         load.in_flight -= 1
@@ -106,13 +109,13 @@ class InFlight:
 
     def _end_prefill(self) -> None:
         if self._prefill is not None:
-            self._load.prefill_requests -= 1
-            self._load.prefill_bytes -= self._prefill
+            self.load.prefill_requests -= 1
+            self.load.prefill_bytes -= self._prefill
             self._prefill = None
 
     def _end_probation(self) -> None:
         if self._probation:
-            self._probation = self._load.on_probation = False
+            self._probation = self.load.on_probation = False
 
 
 class RetryBudget:
@@ -185,6 +188,11 @@ class LoadBook:
 
     def _limit(self, service: Service) -> int:
         return service.max_concurrency or self.limits.max_concurrency
+
+    def heard_since(self, name: str, moment: float) -> bool:
+        """Whether a byte of an answer has come from the engine after `moment`."""
+        load = self._loads.get(name)
+        return load is not None and load.heard_at > moment
 
     def begin(self, service: Service, now: float, prompt_bytes: int = 0) -> InFlight:
         """Count a request in; the caller must `release` what it gets."""

@@ -17,11 +17,12 @@ _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 
 
 class FetchError(Exception):
-    """No usable answer; `refused` when nothing listens at the address."""
+    """No usable answer; `refused` when nothing listens at the address, `late` after the limit."""
 
-    def __init__(self, reason: str, *, refused: bool = False) -> None:
+    def __init__(self, reason: str, *, refused: bool = False, late: bool = False) -> None:
         super().__init__(reason)
         self.refused = refused
+        self.late = late
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,15 @@ async def fetch(
         ) as response:
             return Fetched(response.status, await _body(response, limit))
     except TimeoutError:
-        raise FetchError(f"no answer within {timeout:g} s") from None
+        raise FetchError(f"no answer within {timeout:g} s", late=True) from None
     except aiohttp.ClientConnectorError as error:
         # For a name with several addresses the texts of all attempts are put together.
+        refused = _REFUSED in str(error.os_error)
         reason = error.os_error.strerror or str(error.os_error)
-        raise FetchError(reason, refused=_REFUSED in str(error.os_error)) from None
+        if refused:
+            host = f"[{error.host}]" if ":" in error.host else error.host
+            reason = f"{host}:{error.port}: Connection refused"
+        raise FetchError(reason, refused=refused) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # ValueError: addresses that can't be put into a URL or a name look-up.
         raise FetchError(str(error) or type(error).__name__) from None

@@ -20,6 +20,7 @@ pub fn metrics(ctx: &Context) -> LocalAnswer {
     let table = ctx.store.current();
     add_requests(&table, &ctx.counters.total(), &mut out);
     add_engines(ctx, &table, &mut out);
+    add_probes(ctx, &table, &mut out);
     add_queues(ctx, &mut out);
     add_router(ctx, &table, &mut out);
     LocalAnswer {
@@ -142,6 +143,17 @@ fn add_engines(ctx: &Context, table: &ServiceTable, out: &mut Exposition) {
         for engine in &table.engines {
             let load = ctx.load.view(engine, now);
             out.sample(&name, &[("engine", &engine.name)], value(engine, load));
+        }
+    }
+}
+
+fn add_probes(ctx: &Context, table: &ServiceTable, out: &mut Exposition) {
+    let about = "Finished probes by what they found.";
+    let name = begin(out, "engine_probes_total", "counter", about);
+    for engine in &table.engines {
+        for (result, count) in ctx.prober.view(&engine.name).results {
+            let labels = [("engine", engine.name.as_str()), ("result", result)];
+            out.sample(&name, &labels, count);
         }
     }
 }

@@ -29,7 +29,7 @@ pub fn services(ctx: &Context) -> LocalAnswer {
 /// One service as `/services` and `/stats` show it; times are seconds.
 pub fn describe(ctx: &Context, table: &ServiceTable, service: &Service) -> Value {
     let load = ctx.load.view(service, Instant::now());
-    let checked = ctx.prober.last_check(&service.name).map(iso_time);
+    let probes = ctx.prober.view(&service.name);
     let babysitter = service.netloc(u32::from(service.port) + 1);
     json!({
         "name": service.name,
@@ -39,6 +39,7 @@ pub fn describe(ctx: &Context, table: &ServiceTable, service: &Service) -> Value
         "babysitter_url": format!("http://{babysitter}"),
         "healthy": table.is_up(service),
         "status": service.status,
+        "down_reason": probes.down_reason,
         "source": service.source.as_str(),
         "backup": service.backup,
         "ejected": load.ejected,
@@ -51,7 +52,7 @@ pub fn describe(ctx: &Context, table: &ServiceTable, service: &Service) -> Value
         "request_count": load.request_count,
         "error_count": load.error_count,
         "response_time": rounded(load.response_time),
-        "last_check": checked,
+        "last_check": probes.last_check.map(iso_time),
         "weight": service.weight,
         "metadata": service.metadata,
     })

@@ -1,5 +1,7 @@
 //! One engine's counters, and what its answers say of it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -98,6 +100,7 @@ pub struct EngineLoad {
     pub busy_until: Option<Instant>,
     pub warm_since: Option<Instant>,
     pub credit: f64,
+    pub(crate) heard: Arc<LastHeard>,
 }
 
 impl EngineLoad {
@@ -119,6 +122,7 @@ impl EngineLoad {
             busy_until: None,
             warm_since: None,
             credit: 0.0,
+            heard: Arc::default(),
         }
     }
 
@@ -172,6 +176,39 @@ impl EngineLoad {
 /// The time from then until now.
 pub(crate) fn seconds_since(then: Instant, now: Instant) -> f64 {
     now.saturating_duration_since(then).as_secs_f64()
+}
+
+/// When the last byte of an answer came. Noted with each read, so without the book's lock.
+#[derive(Debug)]
+pub(crate) struct LastHeard {
+    made_at: Instant,
+    /// Microseconds from then on.
+    at: AtomicU64,
+}
+
+impl Default for LastHeard {
+    fn default() -> Self {
+        Self {
+            made_at: Instant::now(),
+            at: AtomicU64::new(0),
+        }
+    }
+}
+
+impl LastHeard {
+    pub(crate) fn note(&self, now: Instant) {
+        self.at.store(self.micros(now), Ordering::Relaxed);
+    }
+
+    /// Whether one has come after `moment`.
+    pub(crate) fn since(&self, moment: Instant) -> bool {
+        self.at.load(Ordering::Relaxed) > self.micros(moment)
+    }
+
+    fn micros(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.made_at);
+        since.as_secs() * 1_000_000 + u64::from(since.subsec_micros())
+    }
 }
 
 /// What `/stats` and `/services` show of an engine's load.

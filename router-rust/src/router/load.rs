@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use self::in_flight::Begun;
 pub use self::in_flight::InFlight;
 use crate::router::engine::{BUSY_CAP, BUSY_DEFAULT, EngineLoad, Limits, LoadView, Outcome};
 use crate::router::queue::Queues;
@@ -178,6 +179,12 @@ impl LoadBook {
         }
     }
 
+    /// Whether a byte of an answer has come from the engine after `moment`.
+    pub fn heard_since(&self, name: &str, moment: Instant) -> bool {
+        let book = self.lock();
+        book.get(name).is_some_and(|load| load.heard.since(moment))
+    }
+
     /// Count a request in; what is returned counts it out. `book` is this one, locked.
     pub fn begin(
         self: &Arc<Self>,
@@ -187,8 +194,8 @@ impl LoadBook {
         prompt_bytes: usize,
     ) -> InFlight {
         let bytes = prompt_bytes as u64;
-        let probation = book.count_in(service, bytes);
-        InFlight::new(Arc::clone(self), Arc::clone(service), bytes, probation, now)
+        let begun = book.count_in(service, bytes);
+        InFlight::new(Arc::clone(self), Arc::clone(service), bytes, begun, now)
     }
 
     /// Go by these limits from now on.
@@ -251,8 +258,8 @@ impl Book {
         entry(&mut self.turns, model)
     }
 
-    /// Count a request in; true when it is the engine's probation request.
-    fn count_in(&mut self, service: &Service, prompt_bytes: u64) -> bool {
+    /// Count a request in.
+    fn count_in(&mut self, service: &Service, prompt_bytes: u64) -> Begun {
         self.in_flight += 1;
         let load = self.of(service);
         load.in_flight += 1;
@@ -266,9 +273,10 @@ impl Book {
         if probation {
             load.on_probation = true;
         }
+        let heard = Arc::clone(&load.heard);
         let is_full = load.in_flight == load.limit;
         self.full += usize::from(is_full);
-        probation
+        Begun { probation, heard }
     }
 
     /// Let an engine take up its share of the load slowly, from now on.

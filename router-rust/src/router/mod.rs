@@ -7,4 +7,5 @@ pub mod pace;
 pub mod policies;
 pub mod queue;
 pub mod selection;
+pub mod spread;
 pub mod table;

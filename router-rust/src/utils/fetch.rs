@@ -25,20 +25,22 @@ use crate::utils::json_parse::{Rules, parse};
 /// How long one address of a name is tried while there is another one (one may lead nowhere).
 const ADDRESS_PATIENCE: Duration = Duration::from_millis(250);
 
-/// No usable answer; `refused` when nothing listens at the address.
+/// No usable answer; `refused` when nothing listens at the address, `late` after the limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct FetchError {
     pub reason: String,
     pub refused: bool,
+    pub late: bool,
 }
 
 impl FetchError {
-    /// A failure of any other kind than a refused connection.
+    /// A failure of any other kind than a refused connection or a late answer.
     pub fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
             refused: false,
+            late: false,
         }
     }
 }
@@ -71,7 +73,10 @@ pub async fn fetch(question: Question<'_>) -> Result<Fetched, FetchError> {
     let answer = timeout(limit, answer_of(question)).await;
     answer.unwrap_or_else(|_| {
         let seconds = json::general(question.timeout);
-        Err(FetchError::new(format!("no answer within {seconds} s")))
+        Err(FetchError {
+            late: true,
+            ..FetchError::new(format!("no answer within {seconds} s"))
+        })
     })
 }
 
@@ -125,6 +130,7 @@ async fn connect(uri: &Uri) -> Result<TcpStream, FetchError> {
         failure = FetchError {
             reason: format!("{address}: {}", reason_of(&error)),
             refused: failure.refused || error.kind() == io::ErrorKind::ConnectionRefused,
+            late: false,
         };
     }
     Err(failure)

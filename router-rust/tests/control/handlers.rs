@@ -29,7 +29,8 @@ impl Router {
         let (config, store) = (Arc::new(config), Arc::new(TableStore::default()));
         store.set_services(Vec::new(), true);
         let unheard = Box::new(|_: &Service, _| {});
-        let prober = HealthProber::new(Arc::clone(&config), Arc::clone(&store), unheard);
+        let silent = Box::new(|_: &str, _| false);
+        let prober = HealthProber::new(Arc::clone(&config), Arc::clone(&store), unheard, silent);
         let draining = Arc::<AtomicBool>::default();
         let flag = Arc::clone(&draining);
         let load = Arc::<LoadBook>::default();
@@ -179,7 +180,7 @@ async fn stats_show_what_traffic_did_to_each_service() {
         json!({
             "name": "a", "host": "127.0.0.1", "port": 9000, "url": "http://127.0.0.1:9000",
             "babysitter_url": "http://127.0.0.1:9001", "healthy": true, "status": "running",
-            "source": "registry", "backup": false, "ejected": false, "busy": false,
+            "down_reason": null, "source": "registry", "backup": false, "ejected": false, "busy": false,
             "warming": false, "in_flight": 1, "max_concurrency": 256, "prefill_requests": 1,
             "prefill_bytes": 700, "request_count": 1, "error_count": 0, "response_time": 0.25, "last_check": null,
             "weight": 2.0, "metadata": { "type": "openai-api", "models": ["m"] },

@@ -14,5 +14,6 @@ mod models;
 mod prober;
 mod rig;
 mod rise_fall;
+mod spread;
 mod static_files;
 mod sync;

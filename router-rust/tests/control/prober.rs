@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ struct Probed {
     store: Arc<TableStore>,
     prober: Arc<HealthProber>,
     changes: Arc<Mutex<Vec<(String, bool)>>>,
+    heard: Arc<AtomicBool>,
     _running: Running,
 }
 
@@ -31,13 +32,20 @@ impl Probed {
         let on_change = move |service: &Service, up| {
             seen.lock().unwrap().push((service.name.clone(), up));
         };
-        let prober = HealthProber::new(Arc::new(config), Arc::clone(&store), Box::new(on_change));
-        let prober = Arc::new(prober);
+        let heard = Arc::<AtomicBool>::default();
+        let hearing = Arc::clone(&heard);
+        let prober = Arc::new(HealthProber::new(
+            Arc::new(config),
+            Arc::clone(&store),
+            Box::new(on_change),
+            Box::new(move |_, _| hearing.load(Ordering::SeqCst)),
+        ));
         let task = running(Arc::clone(&prober).run());
         Self {
             store,
             prober,
             changes,
+            heard,
             _running: task,
         }
     }
@@ -46,6 +54,15 @@ impl Probed {
         let mut down: Vec<_> = self.store.current().down.iter().cloned().collect();
         down.sort();
         down
+    }
+
+    fn count(&self, result: &str) -> u64 {
+        let results = self.prober.view("a").results;
+        results.get(result).copied().unwrap_or_default()
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.prober.view("a").down_reason
     }
 
     fn changes(&self) -> Vec<(String, bool)> {
@@ -91,7 +108,7 @@ async fn a_new_engine_is_routable_at_once_and_out_when_its_first_probe_fails() {
         .set_services(listed([engine("dead", free_port().await, &[])]), true);
     assert_eq!(probed.store.current().healthy_engines.len(), 1);
     until("down", || probed.down() == ["dead"]).await;
-    assert!(probed.prober.last_check("dead").is_some());
+    assert!(probed.prober.view("dead").last_check.is_some());
 }
 
 /// Who answers what, as (path, status), None = nobody listens; whether the engine is up then, and
@@ -111,7 +128,7 @@ async fn probes_go(sitter: Answers<'_>, itself: Answers<'_>, up: bool, asked: &[
         }
     }
     let probed = Probed::start([engine("a", port, &[])], slow());
-    until("probed", || probed.prober.last_check("a").is_some()).await;
+    until("probed", || probed.prober.view("a").last_check.is_some()).await;
     assert_eq!(probed.down().is_empty(), up, "{asked:?}");
     let found = |(who, server): &(&str, FakeServer)| -> Vec<String> {
         server
@@ -204,7 +221,7 @@ async fn an_engine_on_the_next_port_is_not_taken_for_a_babysitter() {
         quick(),
     );
     until("down", || probed.down() == ["b"]).await;
-    until("probed", || probed.prober.last_check("a").is_some()).await;
+    until("probed", || probed.prober.view("a").last_check.is_some()).await;
     assert_eq!(probed.changes(), [("b".to_owned(), false)]);
 }
 
@@ -217,6 +234,89 @@ async fn an_engine_that_does_not_answer_in_time_is_down() {
     };
     let probed = Probed::start([with(engine("a", 1, &[]), "health_url", url)], config);
     until("down", || probed.down() == ["a"]).await;
+}
+
+fn patient() -> RouterConfig {
+    RouterConfig {
+        health_fall: 100,
+        health_timeout: 0.05,
+        ..quick()
+    }
+}
+
+#[tokio::test]
+async fn an_engine_whose_port_refuses_is_out_at_once() {
+    let port = free_port().await;
+    let server = FakeServer::start_at(port).await;
+    server.answer("/health", 200, "{}");
+    let config = RouterConfig {
+        health_timeout: 1.0,
+        ..patient()
+    };
+    let probed = Probed::start([engine("a", port, &[])], config);
+    until("probed", || probed.count("ok") > 0).await;
+    drop(server);
+    until("down", || probed.down() == ["a"]).await;
+    assert!(probed.count("refused") > 0);
+    let reason = format!("127.0.0.1:{port}: Connection refused");
+    assert_eq!(probed.reason().unwrap(), reason);
+}
+
+#[tokio::test]
+async fn a_refused_probe_at_another_address_is_one_failure_of_several() {
+    let server = FakeServer::start().await;
+    server.answer("/health", 200, "{}");
+    let url = format!("{}/health", server.url());
+    let other = with(engine("a", free_port().await, &[]), "health_url", url);
+    let config = RouterConfig {
+        health_timeout: 1.0,
+        ..patient()
+    };
+    let probed = Probed::start([other], config);
+    until("probed", || probed.count("ok") > 0).await;
+    drop(server);
+    until("failing", || probed.count("failed") >= 5).await;
+    assert!(probed.down().is_empty());
+    assert_eq!(probed.count("refused"), 0);
+}
+
+#[tokio::test]
+async fn a_late_probe_counts_unless_requests_get_their_answers() {
+    let (url, _running) = raw_server(b"").await;
+    let config = RouterConfig {
+        health_timeout: 0.05,
+        ..quick()
+    };
+    let hanging = with(engine("a", 1, &[]), "health_url", url);
+    let probed = Probed::start([], config);
+    probed.heard.store(true, Ordering::SeqCst);
+    probed.store.set_services(listed([hanging]), true);
+    until("busy", || probed.count("busy") >= 4).await;
+    assert_eq!((probed.down().len(), probed.reason()), (0, None));
+    probed.heard.store(false, Ordering::SeqCst);
+    until("down", || probed.down() == ["a"]).await;
+    assert_eq!(probed.reason().unwrap(), "no answer within 0.05 s");
+    probed.heard.store(true, Ordering::SeqCst);
+    let seen = probed.count("busy");
+    until("busy again", || probed.count("busy") >= seen + 3).await;
+    assert_eq!(probed.down(), ["a"], "it neither helps nor harms");
+}
+
+#[tokio::test]
+async fn the_reason_is_what_the_babysitter_says_until_all_is_well() {
+    let port = free_port().await;
+    let sitter = FakeServer::start_at(port + 1).await;
+    let said = r#"{"status": "stalled", "liveness": "x"}"#;
+    sitter.answer("/health", 503, said);
+    let probed = Probed::start([engine("a", port, &[])], quick());
+    until("down", || probed.reason().is_some()).await;
+    let answered = format!("http://127.0.0.1:{}/health answered 503", port + 1);
+    assert_eq!(probed.reason().unwrap(), format!("{answered} (stalled)"));
+    sitter.answer("/health", 503, r#"{"status": "a\nforged line"}"#);
+    until("another word", || probed.reason().unwrap() == answered).await;
+    sitter.answer("/health", 200, "{}");
+    until("up", || probed.down().is_empty()).await;
+    until("no reason", || probed.reason().is_none()).await;
 }
 
 #[tokio::test]
@@ -233,7 +333,7 @@ async fn babysitters_are_not_probed() {
         quick(),
     );
     until("probed", || server.heads().len() >= 3).await;
-    assert_eq!(probed.prober.last_check("s"), None);
+    assert_eq!(probed.prober.view("s").last_check, None);
 }
 
 #[tokio::test]
@@ -321,7 +421,7 @@ async fn an_engine_that_left_is_not_probed_any_more() {
     })
     .await;
     probed.store.set_services(listed([probe("a")]), true);
-    until("forgotten", || probed.prober.last_check("b").is_none()).await;
+    until("forgotten", || probed.prober.view("b").last_check.is_none()).await;
     let seen = server.targets().len();
     until("five more", || server.targets().len() >= seen + 5).await;
     assert!(

@@ -51,6 +51,24 @@ fn with_ejection(now: Instant) -> (Arc<LoadBook>, Instant) {
 }
 
 #[test]
+fn the_last_byte_that_came_is_remembered() {
+    let (book, second) = (book(), Duration::from_secs(1));
+    let before = Instant::now();
+    let now = before + second;
+    assert!(!book.heard_since("a", before));
+    let running = begin(&book, &engine(), now);
+    assert!(
+        !book.heard_since("a", before),
+        "a request says nothing of its answer"
+    );
+    running.heard(now + second);
+    assert!(book.heard_since("a", now));
+    assert!(!book.heard_since("a", now + second));
+    running.release(Outcome::Ok, now + second);
+    assert!(book.heard_since("a", now));
+}
+
+#[test]
 fn counters_are_zero_after_any_mix_of_ends() {
     let mut random = fastrand::Rng::with_seed(5);
     let outcomes = [Outcome::Ok, Outcome::EngineFault, Outcome::Neutral];

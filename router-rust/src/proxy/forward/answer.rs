@@ -26,6 +26,7 @@ impl Exchange<'_> {
         in_flight: &mut InFlight,
     ) -> Result<Option<bool>, Fault> {
         self.last_activity = Instant::now();
+        in_flight.heard(self.last_activity);
         if self.answer.is_some() {
             return self.on_body(data, in_flight);
         }

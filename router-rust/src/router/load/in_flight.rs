@@ -5,8 +5,16 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::{Book, LoadBook};
-use crate::router::engine::{AVERAGE_SHARE, FAILURE_PENALTY, Outcome, seconds_since, verdict};
+use crate::router::engine::{
+    AVERAGE_SHARE, FAILURE_PENALTY, LastHeard, Outcome, seconds_since, verdict,
+};
 use crate::router::table::Service;
+
+/// What is known when a request is counted in: is it the probation request, and where to note bytes.
+pub(super) struct Begun {
+    pub(super) probation: bool,
+    pub(super) heard: Arc<LastHeard>,
+}
 
 /// One request on one engine. `release` counts it out; dropping it does too, blaming nobody.
 pub struct InFlight {
@@ -17,6 +25,7 @@ pub struct InFlight {
     prefill: Option<u64>,
     probation: bool,
     released: bool,
+    heard: Arc<LastHeard>,
 }
 
 impl InFlight {
@@ -24,7 +33,7 @@ impl InFlight {
         book: Arc<LoadBook>,
         service: Arc<Service>,
         prompt_bytes: u64,
-        probation: bool,
+        begun: Begun,
         now: Instant,
     ) -> Self {
         Self {
@@ -32,9 +41,15 @@ impl InFlight {
             service,
             started: now,
             prefill: Some(prompt_bytes),
-            probation,
+            probation: begun.probation,
             released: false,
+            heard: begun.heard,
         }
+    }
+
+    /// A byte of the answer has come.
+    pub fn heard(&self, now: Instant) {
+        self.heard.note(now);
     }
 
     /// The answer's head is here: what it says of the engine.
