@@ -160,12 +160,17 @@ class ServiceTable:
         self._next_check = self._earliest_check(now)
 
     def _start_stale_anew(self, now: float) -> None:
-        """The trouble is over: all get a full lease to be heard again, as after a restart."""
+        """The trouble is over: all get a full lease to be heard again, as after a restart.
+
+        Those that are heard again already were stale for their probes alone, which spoke of it.
+        """
         for entry in list(self._entries.values()):
             if entry.liveness is Liveness.STALE:
+                heard = self._ledger.share(entry.service.name, now) > 0
                 lease = self.terms.grant(entry.service, now)
                 probe = ProbeRecord() if entry.probe.unanswered else entry.probe
-                self._replace(replace(entry, lease=lease, probe=probe))
+                liveness = Liveness.FRESH if heard else Liveness.STALE
+                self._replace(replace(entry, lease=lease, probe=probe, liveness=liveness))
 
     def _mark(self, entries: Iterable[Entry], liveness: Liveness) -> None:
         turned = [entry for entry in entries if entry.liveness is not liveness]

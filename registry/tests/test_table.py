@@ -243,6 +243,22 @@ def test_r29_healing_expires_nobody_on_the_way(world: World) -> None:
     assert world.stale() == set()
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["probe answered", "not yet"])
+def test_r29_who_is_heard_when_the_trouble_ends_needs_no_second_heartbeat(
+    world: World, answered: bool
+) -> None:
+    world.add(*names(20))
+    world.live(100, names(20))
+    world.live(60, names(20)[12:])
+    world.probe(*names(12), result=ProbeResult.SILENT)
+    world.live(1, names(20), every=1)
+    assert world.stale() == set(names(12)), "do we reach them?"
+    world.probe(*names(12)[not answered :], result=ProbeResult.GOOD, times=1)
+    world.live(1)
+    assert world.stale() == set()
+    assert world.healthy() == set(names(20))
+
+
 def test_r29_lossy_heartbeats_expire_nobody(world: World) -> None:
     dice = random.Random(29)
     world.add(*names(20))
