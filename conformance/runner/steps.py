@@ -21,6 +21,7 @@ from runner.transcript import Transcript
 from runner.world import Finished, World
 
 PATIENCE = 10.0
+COUNTS = ("hits", "generations", "in_flight", "max_in_flight", "cancelled", "connections", "open")
 
 
 class CaseFailedError(AssertionError):
@@ -191,7 +192,7 @@ def _engine(world: World, name: str, expect: Json) -> list[str]:
     engine = world.engines[name]
     records = world.farm.records(engine)
     found = differences(0, len(engine.server.errors), f"wire errors {engine.server.errors}")
-    for key in ("hits", "generations", "in_flight", "max_in_flight", "cancelled", "connections"):
+    for key in COUNTS:
         if key in expect:
             found += differences(expect[key], _count(engine, records, key), key)
     if "received" in expect:
@@ -210,6 +211,8 @@ def _count(engine: FakeEngine, records: list[Record], key: str) -> int:
         return sum(record.outcome == "cancelled" for record in records)
     if key == "connections":
         return len({record.request.connection for record in records})
+    if key == "open":
+        return engine.server.open
     return int(getattr(engine, key))
 
 

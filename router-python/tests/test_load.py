@@ -117,6 +117,15 @@ def test_exactly_one_request_is_let_through_after_an_ejection() -> None:
     assert not where.any_ejected
 
 
+def test_after_a_success_an_ejection_is_the_first_again() -> None:
+    where, now = ejected()
+    end(where, Outcome.ENGINE_FAULT, now)
+    now = where.of(ENGINE).ejected_until
+    for outcome in (Outcome.OK, *[Outcome.ENGINE_FAULT] * 3):
+        end(where, outcome, now)
+    assert where.of(ENGINE).ejected_until == now + 5
+
+
 def test_the_head_of_a_long_stream_ends_the_probation() -> None:
     where, now = ejected()
     probation = where.begin(ENGINE, now)

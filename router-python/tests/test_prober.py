@@ -245,7 +245,7 @@ def test_an_engine_whose_port_refuses_is_out_at_once(
 ) -> None:
     async def scenario() -> None:
         port = free_port()
-        async with probing(engine("a", port), health_fall=100) as probed:
+        async with probing(engine("a", port), health_fall=10_000) as probed:
             async with serving({"/health": HERE}, port):
                 await until(lambda: probed.prober.view("a").results["ok"] and not probed.down)
             await until(lambda: probed.down == {"a"})
@@ -263,7 +263,7 @@ def test_a_refused_probe_at_another_address_is_one_failure_of_several(
         port = free_port()
         url = f"http://127.0.0.1:{port}/health"
         other = engine("a", port + 1, metadata={"health_url": url})
-        async with probing(other, health_fall=100) as probed:
+        async with probing(other, health_fall=10_000) as probed:
             async with serving({"/health": HERE}, port):
                 await until(lambda: probed.prober.view("a").results["ok"] and not probed.down)
             view = probed.prober.view("a")

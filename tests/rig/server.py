@@ -191,6 +191,11 @@ class Server:
     def listening(self) -> bool:
         return self._server is not None
 
+    @property
+    def open(self) -> int:
+        """Connections that are not closed to the end."""
+        return len(self._tasks)
+
     async def listen(self, port: int = 0, host: str = "127.0.0.1") -> int:
         """Start to accept; the port that was taken."""
         self._server = await asyncio.start_server(

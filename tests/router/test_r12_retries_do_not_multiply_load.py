@@ -1,6 +1,7 @@
 """R12: a bad day does not multiply load."""
 
 import time
+from statistics import median
 
 import pytest
 
@@ -69,17 +70,17 @@ def test_the_waits_before_retries_are_jittered(start: StartRouter, fakes: Farm) 
     router = start(static(bad, good), flags={"health-fall": 100, "max-errors": 0})
     # Calls that arrive at once, every second of them at the engine that refuses: their second
     # attempts must reach the other engine spread over time. A router that waits for a processor
-    # serves late timers together, so a round that shows no spread proves nothing yet. All rounds
+    # serves late timers together, or alike ones apart: what most rounds show counts. All of them
     # together stay within the budget of retries.
-    spreads = [spread_of_retries(router) for _ in range(5)]
-    print(f"R12 {router.name}: retries spread over up to {max(spreads) * 1e3:.0f} ms")
-    assert max(spreads) >= 0.008
+    spreads = [spread_of_retries(router) for _ in range(6)]
+    print(f"R12 {router.name}: retries spread over {median(spreads) * 1e3:.0f} ms")
+    assert median(spreads) >= 0.006
 
 
 def spread_of_retries(router: Router) -> float:
     """Seconds between the first and the last answer of retried calls that were sent at once."""
-    outcomes = closed_loop(router.url, [chat_call()] * 10, 10)
-    assert kinds(outcomes) == {"ok": 10}
+    outcomes = closed_loop(router.url, [chat_call()] * 8, 8)
+    assert kinds(outcomes) == {"ok": 8}
     retried = [
         o.first_byte for o in outcomes if o.head and o.head.get("x-infinilm-attempts") == "2"
     ]

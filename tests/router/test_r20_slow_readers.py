@@ -66,6 +66,21 @@ def test_a_reader_that_is_slow_but_reads_gets_everything(
     assert time.monotonic() - started > 1, "the reader was not slow enough to prove anything"
 
 
+def test_a_reader_that_stops_for_longer_than_an_engine_may_gets_everything(
+    start: StartRouter, engine: FakeEngine
+) -> None:
+    router = start(static(engine), flags={"idle-timeout": 0.3})
+    call = chat_call(script={"size": SIZE * MEBIBYTE})
+    with RawClient(router.url, receive_buffer=32_768) as client:
+        client.send(request_bytes("POST", call.target, call.headers, call.body))
+        wait_until(lambda: router.in_flight() == 1)
+        time.sleep(1.2)  # the engine is held back all the while, so its silence is not its fault
+        answer = client.read("POST")
+    assert answer.whole
+    assert answer.body == pattern(SIZE * MEBIBYTE)
+    assert router.service(engine.name)["error_count"] == 0
+
+
 class Fountain:
     """An engine whose streams never end, as fast as they are taken."""
 

@@ -238,7 +238,7 @@ async fn an_engine_that_does_not_answer_in_time_is_down() {
 
 fn patient() -> RouterConfig {
     RouterConfig {
-        health_fall: 100,
+        health_fall: 10_000,
         health_timeout: 0.05,
         ..quick()
     }
@@ -465,7 +465,7 @@ async fn new_settings_count_from_the_next_probe_on() {
     server.answers("/x", vec![(200, "{}".to_owned()), (503, "{}".to_owned())]);
     let url = format!("{}/x", server.url());
     let config = RouterConfig {
-        health_fall: 100,
+        health_fall: 10_000,
         ..quick()
     };
     let probed = Probed::start([with(engine("a", 1, &[]), "health_url", url)], config);

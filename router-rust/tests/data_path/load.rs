@@ -158,6 +158,19 @@ fn exactly_one_request_is_let_through_after_an_ejection() {
 }
 
 #[test]
+fn after_a_success_an_ejection_is_the_first_again() {
+    let (book, now) = with_ejection(Instant::now());
+    let until = || book.lock().of(&engine()).ejected_until.unwrap();
+    end(&book, Outcome::EngineFault, now);
+    let now = until();
+    end(&book, Outcome::Ok, now);
+    for _ in 0..3 {
+        end(&book, Outcome::EngineFault, now);
+    }
+    assert_eq!(until() - now, Duration::from_secs(5));
+}
+
+#[test]
 fn the_head_of_a_long_stream_ends_the_probation() {
     let (book, now) = with_ejection(Instant::now());
     let mut probation = begin(&book, &engine(), now);
