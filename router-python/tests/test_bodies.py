@@ -14,7 +14,7 @@ from infinilm_router.proxy.bodies import (
     request_body,
     response_body,
 )
-from infinilm_router.proxy.heads import RequestHead, ResponseHead
+from infinilm_router.proxy.heads import RequestHead, ResponseHead, parse_request_head
 from infinilm_router.utils.errors import Code, RouterError
 
 
@@ -104,9 +104,8 @@ def test_a_body_without_length_ends_with_its_connection() -> None:
 
 
 def head(method: bytes, *, chunked: bool = False) -> RequestHead:
-    made = RequestHead()
-    made.method, made.chunked = method, chunked
-    return made
+    coding = b"Transfer-Encoding: chunked\r\n" if chunked else b""
+    return parse_request_head(b"%b / HTTP/1.1\r\nHost: h\r\n%b\r\n" % (method, coding))
 
 
 def test_a_length_over_the_limit_is_refused_before_reading() -> None:

@@ -18,26 +18,29 @@ def test_each_request_has_one_outcome() -> None:
     counters.ended("m", {"m"}, None, 0.2)
     counters.ended("m", {"m"}, RESET, 0.3)
     counters.ended(None, {"m"}, Failure("", "client", "invalid_request"), None)
-    assert counters.requests == {
-        ("m", "ok"): 1,
-        ("m", "upstream_reset"): 1,
-        ("other", "invalid_request"): 1,
+    assert {model: counts.requests for model, counts in counters.models.items()} == {
+        "m": {"ok": 1, "upstream_reset": 1},
+        "other": {"invalid_request": 1},
     }
+    assert counters.requests() == 3
     assert counters.by_code() == {"invalid_request": 1, "upstream_reset": 1}
-    assert {model: h.counts[2:4] for model, h in counters.first_byte.items()} == {"m": [1, 1]}
+    assert counters.models["m"].first_byte.counts[2:4] == [1, 1]
+    assert not any(counters.models["other"].first_byte.counts)
 
 
 def test_an_attempt_that_was_retried_is_no_outcome() -> None:
     counters = Counters()
     counters.retried(RESET)
-    assert (counters.requests, counters.failures, counters.retries) == ({}, {}, {RESET: 1})
+    assert (counters.requests(), counters.failures, counters.retries) == (0, {}, {RESET: 1})
 
 
 def test_clients_that_make_up_models_make_no_series() -> None:
     counters = Counters()
     for number in range(10_000):
         counters.ended(f"made-up-{number}", {"m"}, Failure("", "choose", "model_not_found"), None)
-    assert counters.requests == {("other", "model_not_found"): 10_000}
+    assert {model: counts.requests for model, counts in counters.models.items()} == {
+        "other": {"model_not_found": 10_000}
+    }
 
 
 def test_models_and_engines_without_end_share_a_label() -> None:
@@ -45,9 +48,8 @@ def test_models_and_engines_without_end_share_a_label() -> None:
     names = [f"n{number}" for number in range(3 * MAX_LABELS)]
     for name in names:
         counters.ended(name, set(names), Failure(name, "connect", "connect_failed"), 0.0)
-    assert len(counters.requests) == len(counters.failures) == len(counters.first_byte)
-    assert len(counters.first_byte) == MAX_LABELS + 1
-    assert sum(counters.requests.values()) == sum(counters.failures.values()) == len(names)
+    assert len(counters.models) == len(counters.failures) == MAX_LABELS + 1
+    assert counters.requests() == sum(counters.failures.values()) == len(names)
     assert counters.failures[Failure("other", "connect", "connect_failed")] == 2 * MAX_LABELS
 
 

@@ -67,7 +67,7 @@ def test_the_last_setting_counts_whether_later_or_sooner() -> None:
 def test_a_cleared_deadline_does_not_fire() -> None:
     loop, queue, fired, deadline = made()
     queue.set(deadline, 2.0)
-    queue.clear(deadline)
+    deadline.clear()
     loop.advance(20.0)
     assert fired == []
 
@@ -91,7 +91,7 @@ def test_entries_far_in_the_future_are_dropped_soon_after_they_are_cleared() -> 
     for _ in range(1000):
         deadline = Deadline(lambda: None)
         queue.set(deadline, 600.0)
-        queue.clear(deadline)
+        deadline.clear()
     loop.advance(module.HORIZON)
     assert queue._heap == []
     assert loop.timers == []

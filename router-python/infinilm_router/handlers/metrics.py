@@ -28,13 +28,15 @@ def metrics(ctx: Context) -> LocalAnswer:
 
 def _add_requests(ctx: Context, out: Exposition) -> None:
     counters = ctx.counters
+    models = sorted(counters.models.items())
     out.add(
         f"{PREFIX}requests_total",
         "counter",
         "Requests by their outcome: ok, or the code of their failure.",
         (
             ({"model": model, "code": code}, count)
-            for (model, code), count in sorted(counters.requests.items())
+            for model, counts in models
+            for code, count in sorted(counts.requests.items())
         ),
     )
     out.add(
@@ -52,7 +54,7 @@ def _add_requests(ctx: Context, out: Exposition) -> None:
     out.add_histograms(
         f"{PREFIX}time_to_first_byte_seconds",
         "From the whole request to the head of the answer.",
-        (({"model": model}, found) for model, found in sorted(counters.first_byte.items())),
+        (({"model": model}, c.first_byte) for model, c in models if any(c.first_byte.counts)),
     )
     out.add(
         f"{PREFIX}response_bytes_total",

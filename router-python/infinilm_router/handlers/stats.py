@@ -17,7 +17,7 @@ def stats(ctx: Context) -> LocalAnswer:
             "healthy_services": sum(1 for service in listed if service["healthy"]),
             "registry_url": ctx.registry_url,
             "in_flight": ctx.load.in_flight,
-            "requests": sum(ctx.counters.requests.values()),
+            "requests": ctx.counters.requests(),
             "failures": ctx.counters.by_code(),
             "retries": sum(ctx.counters.retries.values()),
             "queued": ctx.load.waiting,

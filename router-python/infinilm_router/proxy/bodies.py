@@ -8,7 +8,6 @@ from infinilm_router.utils.errors import Code, RouterError
 
 MAX_CHUNK_LINE: Final = 256
 MAX_TRAILERS: Final = 16 * 1024
-BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _TRAILER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -148,7 +147,7 @@ def request_body(head: RequestHead, length: int | None, max_bytes: int) -> BodyR
     Raises:
         RouterError: `body_too_large` by the announced length, or the method allows no body.
     """
-    if (length or head.chunked) and head.method in BODYLESS_METHODS:
+    if (length or head.chunked) and head.bodyless:
         raise refused(f"{head.method.decode()} must not have a body")
     if head.chunked:
         return ChunkedBody()

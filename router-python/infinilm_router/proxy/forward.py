@@ -66,47 +66,40 @@ class Exchange:
     _stream_end = math.inf  # when a stream has lasted for as long as it may
     _paused = False
 
-    def __init__(
-        self, client: "ClientConnection", head: RequestHead, body: bytes, request_id: bytes
-    ) -> None:
+    def __init__(self, client: "ClientConnection", head: RequestHead, body: bytes) -> None:
         self._client = client
-        self._gateway = client.gateway
+        self._gateway = gateway = client.gateway
         self.head = head
         self._body = body
-        self.request_id = request_id
+        self.request_id = head.request_id or gateway.new_request_id()
         self.relay = Relay(client, head, keep_alive=client.may_keep_alive(head))
-        self.started = self._last_activity = self._gateway.queue.now()
+        self.started = self._last_activity = gateway.queue.now()
         self._deadline = client.exchange_deadline
-        self._deadline.callback = self._on_deadline
 
     # Towards the engine
-
-    def start(self, request: Request) -> None:
-        """Send the request on its way."""
-        self.request = request
-        self._attempt()
 
     @property
     def size(self) -> int:
         """Bytes that it keeps in memory while it waits."""
         return len(self._body)
 
-    def _attempt(self) -> None:
-        """Find a place at an engine, or wait for one."""
+    def attempt(self) -> None:
+        """Find a place for `request` at an engine, or wait for one."""
+        gateway = self._gateway
         try:
-            found = self._gateway.room.ask(self, self._gateway.queue.now())
+            found = gateway.room.ask(self, gateway.queue.now())
         except RouterError as error:
             if error.code is Code.OVERLOADED:
                 self.phase = "queue"
             self._no_place(error)
             return
-        if isinstance(found, Ticket):
-            self._wait(found)
+        if isinstance(found, tuple):
+            self._take(found)
+            self._send()
         elif found is None:
             self._no_place(None)
         else:
-            self._take(found)
-            self._go()
+            self._wait(found)
 
     def _no_place(self, error: RouterError | None) -> None:
         """No engine takes it. What is told after an attempt that failed is why that one did."""
@@ -125,28 +118,31 @@ class Exchange:
     def told(self, answer: Answer) -> None:
         """The wait is over. Goes on in the loop's next turn: this one is another exchange's."""
         self._ticket = None
-        self._gateway.queue.clear(self._deadline)
+        self._deadline.clear()
         if isinstance(answer, tuple):
             self._take(answer)
-            self._gateway.loop.call_soon(self._go)
+            self._gateway.loop.call_soon(self._send_later)
         else:
             self._gateway.loop.call_soon(self._no_place, answer)
 
     def _take(self, place: Place) -> None:
-        self._tell_failed_attempt()
+        if self._failed is not None:
+            self._tell_failed_attempt()
         self.choice, self._in_flight = place
         self._load = self._in_flight.load
         self.attempts += 1
 
-    def _go(self) -> None:
+    def _send_later(self) -> None:
+        if not self.ended:  # it may have left meanwhile
+            self._send()
+
+    def _send(self) -> None:
         """Send the request to the engine that was chosen."""
-        if self.ended:  # it left meanwhile
-            return
         assert self.choice is not None
         service = self.choice.service
         connection = self._gateway.pool.checkout(service.address)
         if connection is not None:
-            self._send(connection)
+            self._send_on(connection, service)
         else:
             self.phase = "connect"
             self._connecting = self._gateway.loop.create_task(self._connect(service))
@@ -159,7 +155,7 @@ class Exchange:
             self._connect_failed(service, error)
         else:
             self._connecting = None
-            self._send(connection)
+            self._send_on(connection, service)
 
     def _connect_failed(self, service: Service, error: OSError | UnicodeError) -> None:
         self._leave_engine(Outcome.ENGINE_FAULT)
@@ -174,22 +170,25 @@ class Exchange:
         if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
             delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
             self._failed = FailedAttempt(service, self.attempts, self.phase, error)
-            self._retry = gateway.loop.call_later(delay, self._attempt)
+            self._retry = gateway.loop.call_later(delay, self.attempt)
         else:
             self._fail(error)
 
-    def _send(self, connection: UpstreamConnection) -> None:
-        assert self.choice is not None
+    def _send_on(self, connection: UpstreamConnection, service: Service) -> None:
         self._upstream = connection
         connection.user = self
-        head = self._gateway.upstream_head(self._client, self, self.choice.service, len(self._body))
-        if len(self._body) <= JOIN_UP_TO:
-            connection.transport.write(head + self._body)
+        gateway, body = self._gateway, self._body
+        head = gateway.upstream_head(self._client, self, service, len(body))
+        if len(body) <= JOIN_UP_TO:
+            connection.transport.write(head + body)
         else:
-            connection.transport.writelines((head, self._body))
+            connection.transport.writelines((head, body))
         self.phase = "send" if connection.sending else "first_byte"
-        self._last_activity = self._gateway.queue.now()
-        self._set_deadline()
+        self._last_activity = gateway.queue.now()
+        if self.request.stream:
+            self._set_deadline()
+        else:
+            gateway.queue.set(self._deadline, gateway.config.response_timeout)
         if self._client.write_paused:
             self.pause()
 
@@ -209,19 +208,19 @@ class Exchange:
             self._body_data(data)
 
     def _head_data(self, data: bytes) -> None:
+        assert self._upstream is not None
         while True:
-            end = data.find(b"\r\n\r\n", 0, MAX_RESPONSE_HEAD)
+            end = data.find(b"\r\n\r\n", 0, MAX_RESPONSE_HEAD) + 4
             try:
-                if end < 0:
+                if end < 4:
                     check_partial_head(data)
                     self._buffer = data
                     return
-                assert self._upstream is not None
-                head, length = self._upstream.heads.read(data[: end + 4])
+                head, length = self._upstream.heads.read(data[:end])
             except Broken as fault:
                 self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
                 return
-            data = data[end + 4 :]
+            data = data[end:]
             if head.status >= 200:
                 break
         self._buffer = b""
@@ -234,13 +233,21 @@ class Exchange:
         self._outcome = self._in_flight.answered(
             head.status, head.retry_after, stream=head.event_stream, now=now
         )
+        self._response = head
+        self.phase = "stream"
         if head.event_stream:
             self._content_awaited = True
             if limit := self._gateway.config.stream_timeout:
                 self._stream_end = now + limit
-        self._response = head
+        elif (
+            length == len(data)
+            and head.status == 200
+            and not (self.head.bodyless or self.relay.started)
+        ):
+            self.relay.send_whole(head, self.own_fields(), data)  # as usual, it came at once
+            self._complete(clean=True)
+            return
         self._reader = response_body(head, length, self.head.method)
-        self.phase = "stream"
         if self.relay.started and not (head.event_stream and head.status == 200):
             self._engine_broke(
                 Code.UPSTREAM_INVALID,
@@ -277,18 +284,17 @@ class Exchange:
         """The body's end has come; `clean` = the connection can be used again."""
         assert self._response is not None
         assert self.choice is not None
-        ends_by_closing = self.choice.service.metadata.get("stream_end") == "close"
-        if not ends_by_closing and not self.relay.looks_complete():
+        service, relay = self.choice.service, self.relay
+        if not (relay.looks_complete() or service.metadata.get("stream_end") == "close"):
             self._engine_broke(Code.UPSTREAM_RESET, "the stream ended without [DONE]")
             return
         self._leave_engine(self._outcome, keep=clean and self._response.keep_alive())
-        if self.relay.status >= 500:
+        if relay.status >= 500:
             self.phase = "first_byte"  # its head said so
-            name = self.choice.service.name
-            self._end(ENGINE_ERROR, f"engine '{name}' answered {self.relay.status}")
+            self._end(ENGINE_ERROR, f"engine '{service.name}' answered {relay.status}")
         else:
             self._end(None)
-        self._client.exchange_done(keep_alive=self.relay.finish())
+        self._client.exchange_done(keep_alive=relay.finish())
 
     def upstream_lost(self, error: Exception | None) -> None:
         """The engine's connection ended before the answer did (or the answer ends with it)."""
@@ -338,7 +344,8 @@ class Exchange:
             return False
         return self._response is None or self._response.event_stream
 
-    def _on_deadline(self) -> None:
+    def on_deadline(self) -> None:
+        """It is time to look whether something takes too long, or to send a ping."""
         now = self._gateway.queue.now()
         silence = now - self._last_activity
         limit = self._silence_limit()
@@ -396,12 +403,14 @@ class Exchange:
         """The client left: stop the engine's work at once; nobody is to blame."""
         if self.ended:
             return
+        self._stop_waiting()
         self._leave_engine(Outcome.NEUTRAL)
         self._end(code, CLIENT_ENDS[code])
 
     def abort(self, error: RouterError) -> None:
         """End it from inside: refused before it was sent, drain's limit, internal fault."""
         if not self.ended:
+            self._stop_waiting()
             self._leave_engine(Outcome.NEUTRAL)
             self._fail(error)
 
@@ -425,45 +434,49 @@ class Exchange:
         else:
             self._client.answer_error(error, self.head, self.own_fields())
 
-    def _leave_engine(self, outcome: Outcome, *, keep: bool = False) -> None:
-        """Release load and connection; the connection goes back to the pool with `keep`.
-
-        The connection first: who gets the place must not be at the engine before this one has left.
-        """
+    def _stop_waiting(self) -> None:
+        """Want no place and no connection any more."""
         if self._ticket is not None:
             self._gateway.room.leave(self._ticket)
             self._ticket = None
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
-        upstream, self._upstream = self._upstream, None
+
+    def _leave_engine(self, outcome: Outcome, *, keep: bool = False) -> None:
+        """Release load and connection; the connection goes back to the pool with `keep`.
+
+        The connection first: who gets the place must not be at the engine before this one has left.
+        """
+        gateway, upstream, in_flight = self._gateway, self._upstream, self._in_flight
         if upstream is not None:
-            upstream.user = None
+            self._upstream = upstream.user = None
             if self._paused:
                 upstream.transport.resume_reading()
             if keep:
-                self._gateway.pool.put(upstream)
+                gateway.pool.put(upstream)
             else:
                 upstream.close()
-        if self._in_flight is not None:
-            self._in_flight.release(outcome, self._gateway.queue.now())
+        if in_flight is not None:
             self._in_flight = None
+            in_flight.release(outcome, gateway.queue.now())
 
     def _end(self, code: str | None, reason: str = "") -> None:
         self.ended = True
-        self._gateway.queue.clear(self._deadline)
+        self._deadline.clear()
         if self._retry is not None:
             self._retry.cancel()
-        self._tell_failed_attempt()
+        if self._failed is not None:
+            self._tell_failed_attempt()
         self._gateway.exchange_ended(self, self._client.peer, code, reason)
 
     def _tell_failed_attempt(self) -> None:
         """Account for the attempt before this one, whose failure is not the request's."""
         failed, self._failed = self._failed, None
-        if failed is not None:
-            self._gateway.attempt_failed(self, failed)
-            if self.phase != "queue":
-                self.phase = "choose"
+        assert failed is not None
+        self._gateway.attempt_failed(self, failed)
+        if self.phase != "queue":
+            self.phase = "choose"
 
     def own_fields(self) -> bytes:
         """The router's own fields of the answer, as they stand on the wire."""

@@ -116,13 +116,14 @@ class Gateway:
             engine = exchange.choice.service.name if exchange.choice else ""
             failure = Failure(engine, exchange.phase, code)
         first = exchange.first_byte_at
-        self.counters.ended(
+        counters = self.counters
+        counters.ended(
             exchange.request.model,
             self.store.current.named,
             failure,
             None if first is None else first - exchange.started,
         )
-        self.counters.bytes_sent += exchange.relay.bytes_sent
+        counters.bytes_sent += exchange.relay.bytes_sent
         self.access_log.exchange(exchange, failure, reason, peer, now)
 
     def attempt_failed(self, exchange: "Exchange", failed: "FailedAttempt") -> None:
@@ -181,9 +182,8 @@ class Gateway:
         head = exchange.head
         if head.hop is None:
             head.hop = self._forwarded(client, head)
-        passed = head.passed
-        if self.engine_api_key is not None:
-            passed = _with_key(head.lines, self.engine_api_key)
+        key = self.engine_api_key
+        passed = head.passed if key is None else _with_key(head.lines, key)
         length = (
             b"Content-Length: %d\r\n" % body_length
             if body_length or head.method in _LENGTH_ALWAYS
@@ -191,7 +191,7 @@ class Gateway:
         )
         return b"%b %b HTTP/1.1\r\nHost: %b\r\n%b%bX-Request-Id: %b\r\n%b\r\n" % (
             head.method,
-            engine_target(service, head),
+            head.target if service.api_prefix is None else engine_target(service, head),
             service.host_field,
             passed,
             head.hop,
@@ -224,7 +224,7 @@ def engine_target(service: Service, head: RequestHead) -> bytes:
 
     Without that key the target passes unchanged, byte for byte.
     """
-    prefix = service.metadata.get("api_prefix")
+    prefix = service.api_prefix
     if prefix == "" and head.path.startswith(b"/v1/"):
         return head.target[3:]
     if prefix == "/v1" and not head.path.startswith(b"/v1/"):

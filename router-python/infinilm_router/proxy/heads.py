@@ -27,6 +27,7 @@ MAX_RESPONSE_HEAD: Final = 64 * 1024
 MAX_RESPONSE_FIELDS: Final = 200
 
 METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
+BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 # The request line of nearly all requests; what does not match is looked at closely.
 _PLAIN_REQUEST_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21\x22\x24-\x5b\x5d-\x7e]*) HTTP/1\.([01])\r\n"
@@ -97,11 +98,13 @@ class RequestHead(_Fields):
     """A request's head that follows the rules. Built by `parse_request_head`."""
 
     method = b""
+    bodyless = False  # the method allows no body
     target = b""
     path = b""
     query = b""
     host: bytes | None = None
     content_type = b""
+    is_form = False
     expect_continue = False
     expects_more = False  # than 100-continue
     upgrade: bytes | None = None
@@ -121,9 +124,10 @@ class RequestHead(_Fields):
 
     def keep_alive(self) -> bool:
         """Whether the client wants to use the connection again (RFC 9112 9.3)."""
-        if self.http_1_0:
-            return b"keep-alive" in self.connection and b"close" not in self.connection
-        return b"close" not in self.connection
+        if self.connection or self.http_1_0:
+            asked = not self.http_1_0 or b"keep-alive" in self.connection
+            return asked and b"close" not in self.connection
+        return True
 
 
 # Rules by field name: called with (head, name, value); True = pass the field on.
@@ -194,6 +198,7 @@ def _on_via(head: RequestHead, _: bytes, value: bytes) -> bool:
 
 def _on_content_type(head: RequestHead, _: bytes, value: bytes) -> bool:
     head.content_type = value
+    head.is_form = value[:19].lower() == b"multipart/form-data"
     return True
 
 
@@ -299,6 +304,8 @@ def parse_request_head(data: bytes) -> RequestHead:
     method, target, minor = line.groups() if line else _odd_request_line(data)
     head = RequestHead()
     head.method = method
+    if method in BODYLESS_METHODS:
+        head.bodyless = True
     if minor == b"0":
         head.http_1_0 = True
     if line is None:  # what is wrong with an odd target is told after the faults of the fields
@@ -422,12 +429,13 @@ class HeadMemo(Generic[Head]):
     strings is a tenth of the work of parsing one.
     """
 
-    __slots__ = ("_after", "_before", "_head", "_parse")
+    __slots__ = ("_after", "_before", "_data", "_found", "_parse")
 
     def __init__(self, parse: Callable[[bytes], Head]) -> None:
         self._parse: Callable[[bytes], Head] = parse
-        self._head: Head | None = None
-        self._before = b""
+        self._data = b""
+        self._found: tuple[Head, int | None]
+        self._before = b""  # up to the number that Content-Length is; empty: there is none
         self._after = b""
 
     def read(self, data: bytes) -> tuple[Head, int | None]:
@@ -436,21 +444,21 @@ class HeadMemo(Generic[Head]):
         Raises:
             RouterError, Broken: as `parse_request_head` and `parse_response_head` do.
         """
-        head = self._head
-        if head is not None and data.startswith(self._before) and data.endswith(self._after):
-            digits = data[len(self._before) : len(data) - len(self._after)]
+        if data == self._data:
+            return self._found
+        before = self._before
+        if before and data.startswith(before) and data.endswith(self._after):
+            digits = data[len(before) : len(data) - len(self._after)]
             if digits.isdigit() and len(digits) <= 18:
-                return head, int(digits)
-            if not digits and head.content_length is None:
-                return head, None
+                self._data = data
+                self._found = found = self._found[0], int(digits)
+                return found
         head = self._parse(data)
         length = None if head.content_length is None else int(head.content_length)
-        self._remember(head, data)
+        self._remember(head, length, data)
         return head, length
 
-    def _remember(self, head: Head, data: bytes) -> None:
-        if head.content_length is None:
-            self._head, self._before, self._after = head, data, b""
-        elif field := _LENGTH_FIELD.search(data):
+    def _remember(self, head: Head, length: int | None, data: bytes) -> None:
+        self._data, self._found, self._before = data, (head, length), b""
+        if length is not None and (field := _LENGTH_FIELD.search(data)):
             self._before, self._after = data[: field.start(1)], data[field.end(1) :]
-            self._head = head

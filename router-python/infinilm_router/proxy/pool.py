@@ -34,7 +34,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.heads = HeadMemo(parse_response_head)
         self.transport: asyncio.Transport
         self._pool = pool
-        self._idle_end = Deadline(self.close)
+        self.idle_end = Deadline(self.close)  # how long it may rest in the pool
         self._readable: select.poll
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -81,15 +81,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.user = None
         self.transport.abort()
 
-    def keep(self, queue: DeadlineQueue, seconds: float) -> None:
-        """Rest in the pool for at most `seconds`."""
-        self.user = None
-        queue.set(self._idle_end, seconds)
-
-    def take(self, queue: DeadlineQueue) -> None:
-        """Leave the pool."""
-        queue.clear(self._idle_end)
-
 
 class UpstreamPool:
     """Idle connections by engine address, last used first. Used on the event loop only."""
@@ -106,7 +97,7 @@ class UpstreamPool:
         idle = self._idle.get(address)
         while idle:
             connection = idle.pop()
-            connection.take(self._queue)
+            connection.idle_end.clear()
             if connection.is_alive():
                 return connection
             connection.close()
@@ -114,11 +105,13 @@ class UpstreamPool:
 
     def put(self, connection: UpstreamConnection) -> None:
         """Give back a connection whose last answer ended exactly where it should."""
-        idle = self._idle.setdefault(connection.address, [])
+        idle = self._idle.get(connection.address)
+        if idle is None:
+            idle = self._idle[connection.address] = []
         if self._closed or len(idle) >= MAX_IDLE_PER_ENGINE or connection.transport.is_closing():
             connection.close()
             return
-        connection.keep(self._queue, self.idle_timeout)
+        self._queue.set(connection.idle_end, self.idle_timeout)
         idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
@@ -126,7 +119,7 @@ class UpstreamPool:
         idle = self._idle.get(connection.address, [])
         if connection in idle:
             idle.remove(connection)
-            connection.take(self._queue)
+            connection.idle_end.clear()
 
     async def connect(self, address: Address) -> UpstreamConnection:
         """Open a new connection.
@@ -145,7 +138,7 @@ class UpstreamPool:
     def drop(self, address: Address) -> None:
         """Close the idle connections to an engine that is gone or down."""
         for connection in self._idle.pop(address, []):
-            connection.take(self._queue)
+            connection.idle_end.clear()
             connection.close()
 
     def close(self) -> None:

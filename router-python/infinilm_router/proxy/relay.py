@@ -59,6 +59,20 @@ class Relay:
         head = b"%b%b%b%b" % (response.passed, framing, own, self._connection())
         self._begin(response.status, head, first)
 
+    def send_whole(self, response: ResponseHead, own: bytes, body: bytes) -> None:
+        """Send an answer that is complete; its length was announced."""
+        self.started = True
+        self.status = response.status
+        self.bytes_sent = len(body)
+        self._mode = _SIZED
+        head = b"%bContent-Length: %d\r\n%b%b" % (
+            response.passed,
+            len(body),
+            own,
+            self._connection(),
+        )
+        self._client.write(head, body)
+
     def start_early(self, own: bytes) -> None:
         """Commit to an event stream before the engine's head came, so that waiting is visible."""
         self.event_stream = True

@@ -31,11 +31,10 @@ Span = tuple[int, int]  # start and end in the body
 ABSENT: Final[Span] = (-1, -1)
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_FLAT = rb'[^"\[\]{}]++|' + _STRING
 _SHORT = rb'[^"\[\]{}]++|"[^"\\]{0,64}+(?:\\.[^"\\]{0,64}+){0,8}+"'
 
 
-def _nested(depth: int, flat: bytes = _FLAT) -> bytes:
+def _nested(depth: int, flat: bytes) -> bytes:
     """A pattern for a container that nests up to `depth` levels, of either kind of bracket."""
     inner = flat
     for _ in range(depth):
@@ -45,18 +44,27 @@ def _nested(depth: int, flat: bytes = _FLAT) -> bytes:
 
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
 _SCALAR = re.compile(rb'[^ \t\r\n,}\]\[{"]++')
-# A whole small body whose keys hold no escapes: a group keeps its last match, so that the last of
-# duplicate keys wins here too.
-_VALUE = rb'%b|%b|[^ \t\r\n,}\]\[{"]++' % (_STRING, _nested(5))
-_SMALL_BODY = re.compile(
-    rb"[ \t\r\n]*+\{(?:[ \t\r\n]*+(?:"
-    + b"|".join(
-        rb'"%b"[ \t\r\n]*+:[ \t\r\n]*+(?P<%b>%b)' % (key.encode(), key.encode(), _VALUE)
-        for key in WANTED
+
+
+def _small_body(string: bytes) -> "re.Pattern[bytes]":
+    """A pattern for a whole small body whose keys hold no escapes, and whose strings are `string`.
+
+    A group keeps its last match, so that the last of duplicate keys wins here too.
+    """
+    flat = rb'[^"\[\]{}]++|' + string
+    value = rb'%b|%b|[^ \t\r\n,}\]\[{"]++' % (string, _nested(5, flat))
+    wanted = b"|".join(
+        rb'"%b"[ \t\r\n]*+:[ \t\r\n]*+(%b)' % (key.encode(), value) for key in WANTED
     )
-    + rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % _VALUE,
-    re.DOTALL,
-)
+    return re.compile(
+        rb"[ \t\r\n]*+\{(?:[ \t\r\n]*+(?:%b"
+        rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % (wanted, value),
+        re.DOTALL,
+    )
+
+
+_SMALL_BODY = _small_body(_STRING)
+_SMALL_PLAIN_BODY = _small_body(rb'"[^"]*+"')  # without backslashes
 # For bodies of any size: values that are over soon, openers that follow each other (with keys), and
 # runs of text that open only or close only.
 _SHORT_VALUES = re.compile(rb"(?:%b|%b)*+" % (_SHORT, _nested(4, _SHORT)), re.DOTALL)
@@ -80,11 +88,11 @@ def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
     """
     request = Request(client)
     if body:
-        if head.content_type[:19].lower() == b"multipart/form-data":
+        if head.is_form:
             _read_multipart(request, head.content_type, body)
         else:
             _read_json(request, body)
-    if request.model is None and head.query and (match := _QUERY_MODEL.search(head.query)):
+    if head.query and request.model is None and (match := _QUERY_MODEL.search(head.query)):
         request.model = unquote_plus(match[1].decode("ascii")) or None
     if head.session:
         for name in SESSION_FIELDS:
@@ -95,24 +103,31 @@ def read_request(head: RequestHead, body: bytes, client: bytes) -> Request:
 
 
 def _read_json(request: Request, body: bytes) -> None:
-    model, stream, cache_key, user, *prompts = scan(body)
-    if model[0] >= 0:
-        request.model = _model_name(body[model[0] : model[1]])
-    if stream[0] >= 0:
-        request.stream = body[stream[0] : stream[1]] == b"true"
-    for start, end in prompts:
-        if start >= 0:
-            request.prompt = body[start : min(end, start + PROMPT_HEAD)]
-            request.prompt_bytes = end - start
-            break
-    for start, end in (cache_key, user):
-        if end - start > 2 and body[start] == 34:
-            request.key = body[start + 1 : end - 1]
-            break
+    model, stream, cache_key, user, messages, prompt, text = scan(body)
+    start, end = model
+    if start >= 0:
+        request.model = _model_name(body[start:end])
+    start, end = stream
+    if start >= 0:
+        request.stream = body[start:end] == b"true"
+    start, end = messages
+    if start < 0:
+        start, end = prompt if prompt[0] >= 0 else text
+    size = request.prompt_bytes = end - start
+    if size:
+        request.prompt = body[start : end if size <= PROMPT_HEAD else start + PROMPT_HEAD]
+    if cache_key != user:  # equal they are where neither stands in the body
+        request.key = _text(body, cache_key) or _text(body, user)
+
+
+def _text(body: bytes, span: Span) -> bytes | None:
+    """The inside of a string as it stands in the body; None: it is empty, or no string."""
+    start, end = span
+    return body[start + 1 : end - 1] if end - start > 2 and body[start] == 34 else None
 
 
 def _model_name(raw: bytes) -> str | None:
-    if raw[:1] != b'"':
+    if raw[0] != 34:  # a quote
         if raw == b"null":
             return None
         raise RouterError(Code.INVALID_REQUEST, "model must be a string", param="model")
@@ -151,8 +166,10 @@ def scan(body: bytes) -> Sequence[Span]:
     Raises:
         RouterError: `invalid_request` when there are more than MAX_MEMBERS members.
     """
-    if len(body) <= SMALL_BODY and (small := _SMALL_BODY.match(body)):
-        return small.regs[1:]
+    if len(body) <= SMALL_BODY:
+        pattern = _SMALL_BODY if b"\\" in body else _SMALL_PLAIN_BODY
+        if small := pattern.match(body):
+            return small.regs[1:]
     found = _scan_members(body)
     return [found.get(key, ABSENT) for key in WANTED]
 

@@ -50,7 +50,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer = b""
         self.trusted = False
         self.exchange: Exchange | None = None
-        self.exchange_deadline = Deadline(_nothing)
+        self.exchange_deadline = Deadline(self._on_exchange_deadline)
         self._deadline = Deadline(self._on_deadline)
         self._state = _IDLE
         self._buffer = b""
@@ -87,15 +87,15 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._state == _CLOSING:
-            return
-        if self._state == _ANSWER:
+        if self._state < _ANSWER:
+            if self._buffer:
+                data, self._buffer = self._buffer + data, b""
+            self._process(data)
+        elif self._state == _ANSWER:
             self._buffer += data
             if len(self._buffer) > MAX_BACKLOG:
                 self._reading_paused = True
                 self.transport.pause_reading()
-            return
-        self._process(self._buffer + data if self._buffer else data)
 
     def eof_received(self) -> bool:
         """The client sends no more. A client that waits for an answer counts as gone."""
@@ -106,7 +106,7 @@ class ClientConnection(asyncio.Protocol):
         """The connection has ended."""
         self._leave()
         self._state = _CLOSING
-        self.gateway.queue.clear(self._deadline)
+        self._deadline.clear()
         self.gateway.forget(self)
 
     def pause_writing(self) -> None:
@@ -122,7 +122,7 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.resume()
         if self._state == _ANSWER:
-            self.gateway.queue.clear(self._deadline)
+            self._deadline.clear()
 
     def _leave(self) -> None:
         exchange, self.exchange = self.exchange, None
@@ -136,7 +136,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _process(self, data: bytes) -> None:
         """Take bytes until a request is under way or more bytes are needed."""
-        self._buffer = b""
         try:
             while data and self._state < _ANSWER:
                 data = self._read_body(data) if self._state == _BODY else self._read_head(data)
@@ -155,19 +154,24 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes:
         """Take one head; returns what follows it."""
-        if data[:2] == b"\r\n" and (empty := _EMPTY_LINES.match(data)):
+        if data[0] == 13 and (empty := _EMPTY_LINES.match(data)) and empty.end():
             data = data[empty.end() :]
             self._start_head_timer()
         end = data.find(b"\r\n\r\n", 0, MAX_REQUEST_HEAD)
         if end < 0:
             self._keep_partial_head(data)
             return b""
-        head, length = self._heads.read(data[: end + 4])
-        reader = request_body(head, length, self.gateway.config.max_body_bytes)
-        data = data[end + 4 :]
-        if reader.done or len(data) == length:  # the usual case: the request came whole
-            self._dispatch(head, b"" if reader.done else data)
-            return data if reader.done else b""
+        end += 4
+        head, length = self._heads.read(data[:end])
+        data = data[end:]
+        max_bytes = self.gateway.config.max_body_bytes
+        if length == len(data) <= max_bytes and not head.bodyless:  # as usual, it came whole
+            self._dispatch(head, data)
+            return b""
+        reader = request_body(head, length, max_bytes)
+        if reader.done:
+            self._dispatch(head, b"")
+            return data
         self._state = _BODY
         self._head, self._reader = head, reader
         self._parts, self._size, self._size_at_tick, self._body_timed = [], 0, 0, False
@@ -211,16 +215,16 @@ class ClientConnection(asyncio.Protocol):
         """Answer a whole request, or send it on its way."""
         gateway = self.gateway
         self._state = _ANSWER
-        gateway.queue.clear(self._deadline)
+        self._deadline.clear()
         if not head.forwardable and (handler := gateway.find_handler(head.path)):
             self._answer_locally(head, handler)
             return
-        request_id = head.request_id or gateway.new_request_id()
-        self.exchange = exchange = Exchange(self, head, body, request_id)
+        self.exchange = exchange = Exchange(self, head, body)
         try:
             if not head.forwardable:
                 gateway.check_forwardable(head)
-            exchange.start(read_request(head, body, self.peer))
+            exchange.request = read_request(head, body, self.peer)
+            exchange.attempt()
         except RouterError as error:
             exchange.abort(error)
 
@@ -265,18 +269,20 @@ class ClientConnection(asyncio.Protocol):
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is complete: go on with the next request, or close."""
         self.exchange = None
+        gateway = self.gateway
         if self._state == _CLOSING or self.transport.is_closing():
             return
-        if not keep_alive or self.gateway.draining:
+        if not keep_alive or gateway.draining:
             self.end_after_writes()
             return
         self._state = _IDLE
-        self.gateway.queue.set(self._deadline, self.gateway.config.keep_alive_timeout)
+        gateway.queue.set(self._deadline, gateway.config.keep_alive_timeout)
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()
         if self._buffer:
-            self._process(self._buffer)
+            data, self._buffer = self._buffer, b""
+            self._process(data)
 
     def _refuse(self, error: RouterError) -> None:
         """Answer a request that can't be trusted further, then close without losing the answer."""
@@ -357,6 +363,10 @@ class ClientConnection(asyncio.Protocol):
 
     # Time
 
+    def _on_exchange_deadline(self) -> None:
+        if self.exchange is not None:
+            self.exchange.on_deadline()
+
     def _on_deadline(self) -> None:
         if self._state == _IDLE:
             self.end_after_writes()
@@ -392,7 +402,3 @@ def check_read_only(head: RequestHead) -> None:
         raise RouterError(
             Code.INVALID_REQUEST, f"{head.path.decode()} answers GET only", status=405
         )
-
-
-def _nothing() -> None:
-    """What a deadline does before it is used."""

@@ -24,6 +24,8 @@ class Outcome(Enum):
 
 def verdict(status: int, retry_after: float | None) -> Outcome:
     """What an answer's status says of its engine; `retry_after` is None where it says none."""
+    if status < 429:
+        return Outcome.OK
     if status == 429 or (status == 503 and retry_after is not None):
         return Outcome.BUSY
     return Outcome.ENGINE_FAULT if status in ENGINE_FAULT_STATUS else Outcome.OK
@@ -108,11 +110,12 @@ class EngineLoad:
 
     def observe(self, seconds: float, now: float) -> None:
         """Take in a time to the first byte: a longer one counts at once, shorter ones by and by."""
-        if seconds >= self.estimate:
-            self.estimate = seconds
-        else:
+        estimate = self.estimate
+        if seconds < estimate:
             kept = math.exp((self.estimated_at - now) / ESTIMATE_DECAY)
-            self.estimate = self.estimate * kept + seconds * (1 - kept)
+            self.estimate = seconds + (estimate - seconds) * kept
+        else:
+            self.estimate = seconds
         self.estimated_at = now
 
     def warmth(self, now: float, slow_start: float) -> float:

@@ -6,7 +6,8 @@ failures (never for a client's fault) for a time that doubles, then lets one req
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from operator import add
 
 from infinilm_router.router.engine import (
     AVERAGE_SHARE,
@@ -27,7 +28,7 @@ EJECTION_JITTER = 0.2
 
 
 class InFlight:
-    """One request on one engine. `release` counts it out; further calls do nothing.
+    """One request on one engine, counted in. `release` counts it out; further calls do nothing.
 
     Whoever reads its answer sets `load.heard_at`: no call, since it happens with each read.
     """
@@ -42,9 +43,17 @@ class InFlight:
         self.load = load
         self._started = now
         self._prefill: int | None = prompt_bytes  # None: its first byte is here
-        self._probation = bool(load.ejected_until)
-        if self._probation:
-            load.on_probation = True
+        self._probation = False
+        if load.ejected_until:
+            self._probation = load.on_probation = True
+        load.in_flight = in_flight = load.in_flight + 1
+        if in_flight == load.limit:
+            book.full += 1
+        load.prefill_requests += 1
+        load.prefill_bytes += prompt_bytes
+        load.request_count += 1
+        if load.credit:
+            load.credit = max(0.0, load.credit - 1)
 
     def answered(
         self, status: int, retry_after: float | None, *, stream: bool, now: float
@@ -54,16 +63,14 @@ class InFlight:
         A long stream must not keep an engine on probation, so a good head counts at once. The head
         of a `stream` says nothing of its prompt, which may still be read: see `first_byte`.
         """
-        outcome = verdict(status, retry_after)
+        load = self.load
+        average = load.response_time
         elapsed = now - self._started
-        book, load = self._book, self.load
-        if self._probation and outcome is Outcome.OK and book is not None:
-            book.judge(self._service, load, outcome, now, probation=True)
+        load.response_time = average + AVERAGE_SHARE * (elapsed - average) if average else elapsed
+        outcome = verdict(status, retry_after)
+        if self._probation and outcome is Outcome.OK and self._book is not None:
+            self._book.judge(self._service, load, outcome, now, probation=True)
             self._end_probation()
-        if load.response_time:
-            load.response_time += AVERAGE_SHARE * (elapsed - load.response_time)
-        else:
-            load.response_time = elapsed
         if status >= 400:
             self._refused(status, retry_after, outcome, now)
         elif not stream:
@@ -89,21 +96,23 @@ class InFlight:
 
     def release(self, outcome: Outcome, now: float) -> None:
         """End of the request, seen from the engine."""
-        book, self._book = self._book, None
+        book = self._book
         if book is None:
             return
+        self._book = None
         load = self.load
         if load.in_flight == load.limit:
             book.full -= 1
         load.in_flight -= 1
-        book.in_flight -= 1
         if self._prefill is not None:
             self._end_prefill()
         probation = self._probation
-        self._end_probation()
+        if probation:
+            self._end_probation()
         if outcome is Outcome.ENGINE_FAULT:
             load.observe(max(now - self._started, FAILURE_PENALTY), now)
-        book.judge(self._service, load, outcome, now, probation=probation)
+        if outcome is not Outcome.OK or load.consecutive_failures or load.ejected_until:
+            book.judge(self._service, load, outcome, now, probation=probation)
         if book.waiting:
             book.on_free(now)
 
@@ -149,6 +158,49 @@ class RetryBudget:
         return True
 
 
+class Turns:
+    """Smooth round-robin's current weights for one model.
+
+    They are kept as lists beside the candidates of the last turn: nearly always the next turn is
+    among the same ones, and then takes a few operations on whole lists.
+    """
+
+    __slots__ = ("_candidates", "_current", "_resting", "_total", "_weights")
+
+    def __init__(self) -> None:
+        self._candidates: Sequence[Service] = ()
+        self._current: list[float] = []
+        self._weights: list[float] = []
+        self._total = 0.0
+        self._resting: dict[
+            str, float
+        ] = {}  # of those that were not candidates last: name -> weight
+
+    def next(self, candidates: Sequence[Service]) -> Service:
+        """Whose turn it is; `candidates` must not change afterwards."""
+        if candidates is not self._candidates:
+            self._rest()
+            self._candidates = candidates
+            self._current = [self._resting.pop(s.name, 0.0) for s in candidates]
+            self._weights = [s.weight or 1.0 for s in candidates]
+            self._total = sum(self._weights)
+        current = self._current = list(map(add, self._current, self._weights))
+        at = current.index(max(current))
+        current[at] -= self._total
+        return candidates[at]
+
+    def _rest(self) -> None:
+        self._resting.update(
+            (s.name, weight) for s, weight in zip(self._candidates, self._current, strict=True)
+        )
+        self._candidates, self._current = (), []
+
+    def forget_missing(self, names: Collection[str]) -> None:
+        """Keep the weights of engines with these names only."""
+        self._rest()
+        self._resting = {n: weight for n, weight in self._resting.items() if n in names}
+
+
 class LoadBook:
     """All engines' loads. Used on the event loop only.
 
@@ -161,7 +213,6 @@ class LoadBook:
         self, limits: Limits | None = None, jitter: Callable[[], float] = random.random
     ) -> None:
         self.limits = limits or Limits()
-        self.in_flight = 0
         self.waiting = 0
         self.full = 0  # engines at their limit
         self.any_ejected = False  # whether `is_ejected` can be true for anyone
@@ -170,13 +221,18 @@ class LoadBook:
         self.on_free: Callable[[float], None] = _nobody_waits
         self._jitter = jitter
         self._loads: dict[str, EngineLoad] = {}
-        self._turns: dict[str | None, dict[str, float]] = {}
+        self._turns: dict[str | None, Turns] = {}
 
-    def turns(self, model: str | None) -> dict[str, float]:
-        """Smooth round-robin's current weights for `model`: service name -> weight."""
+    @property
+    def in_flight(self) -> int:
+        """Requests at all engines."""
+        return sum(load.in_flight for load in self._loads.values())
+
+    def turns(self, model: str | None) -> Turns:
+        """Whose turn it is among the engines of `model`."""
         turns = self._turns.get(model)
         if turns is None:
-            turns = self._turns[model] = {}
+            turns = self._turns[model] = Turns()
         return turns
 
     def of(self, service: Service) -> EngineLoad:
@@ -196,16 +252,7 @@ class LoadBook:
 
     def begin(self, service: Service, now: float, prompt_bytes: int = 0) -> InFlight:
         """Count a request in; the caller must `release` what it gets."""
-        load = self.of(service)
-        load.in_flight += 1
-        if load.in_flight == load.limit:
-            self.full += 1
-        load.prefill_requests += 1
-        load.prefill_bytes += prompt_bytes
-        load.request_count += 1
-        if load.credit:
-            load.credit = max(0.0, load.credit - 1)
-        self.in_flight += 1
+        load = self._loads.get(service.name) or self.of(service)
         return InFlight(self, service, load, prompt_bytes, now)
 
     def configure(self, limits: Limits, table: ServiceTable) -> None:
@@ -242,8 +289,7 @@ class LoadBook:
         for name in [n for n, load in self._loads.items() if n not in names and not load.in_flight]:
             del self._loads[name]
         for turns in self._turns.values():
-            for name in turns.keys() - names:
-                del turns[name]
+            turns.forget_missing(names)
 
     def judge(
         self, service: Service, load: EngineLoad, outcome: Outcome, now: float, *, probation: bool

@@ -40,16 +40,7 @@ def round_robin(
     candidates: Sequence[Service], request: "Request", book: LoadBook, _: float = 0.0
 ) -> tuple[Service, str]:
     """Smooth weighted round-robin, as nginx interleaves: 5:1:1 gives a a b a c a a."""
-    turns = book.turns(request.model)
-    best, best_turn, total = candidates[0], float("-inf"), 0.0
-    for service in candidates:
-        weight = service.weight or 1.0
-        total += weight
-        turn = turns[service.name] = turns.get(service.name, 0.0) + weight
-        if turn > best_turn:
-            best, best_turn = service, turn
-    turns[best.name] -= total
-    return best, "; its turn"
+    return book.turns(request.model).next(candidates), "; its turn"
 
 
 def _least_loaded(

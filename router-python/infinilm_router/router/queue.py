@@ -109,20 +109,21 @@ class WaitingRoom:
         Raises:
             RouterError: no engine serves the model, or too many requests wait already.
         """
-        request = waiter.request
+        request, book = waiter.request, self._book
         if not request.tried:
-            self._book.retries.requests += 1
-        if not (self._book.waiting and (request.model, ()) in self._queues):
+            book.retries.requests += 1
+        if not (book.waiting and (request.model, ()) in self._queues):
             place = self._place(request, now, self._rules)
             if place is not Nobody.FULL:
                 return None if place is Nobody.TRIED else place
         return self._enter(waiter, now)
 
     def _place(self, request: Request, now: float, rules: Rules) -> Place | Nobody:
-        choice = choose(self._store.current, request, self._book, now, rules)
-        if isinstance(choice, Nobody):
-            return choice
-        return choice, self._book.begin(choice.service, now, request.prompt_bytes)
+        book = self._book
+        choice = choose(self._store.current, request, book, now, rules)
+        if isinstance(choice, Choice):
+            return choice, book.begin(choice.service, now, request.prompt_bytes)
+        return choice
 
     def _enter(self, waiter: Waiter, now: float) -> Place | Ticket:
         limits, request = self._limits, waiter.request

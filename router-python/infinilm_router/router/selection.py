@@ -63,11 +63,17 @@ def choose(
     group = table.candidates(request.model)
     if not group.known:
         raise nobody_up(table, request.model)
-    candidates = _candidates(group, request, book, now, last_choice=rules.last_choice)
-    if isinstance(candidates, Nobody):
-        return candidates
+    candidates = group.preferred
+    uneven = now < book.uneven_until
+    if uneven or book.full or book.any_ejected or request.tried or group.panic:
+        found = _candidates(group, request, book, now, last_choice=rules.last_choice)
+        if isinstance(found, Nobody):
+            return found
+        candidates = found
     if table.has_tiers:
         candidates = _cache_tier(candidates, request.prompt_bytes, rules.cache_type_threshold)
+    if uneven and len(candidates) > 1 and rules.policy not in BY_KEY:
+        candidates = warm_enough(candidates, book, now)
     service, why = _pick(candidates, request, book, now, rules.policy)
     if group.panic:
         why += "; panic"
@@ -77,8 +83,6 @@ def choose(
 def _pick(
     candidates: Sequence[Service], request: Request, book: LoadBook, now: float, policy: str
 ) -> tuple[Service, str]:
-    if len(candidates) > 1 and now < book.uneven_until and policy not in BY_KEY:
-        candidates = warm_enough(candidates, book, now)
     if len(candidates) > 1:
         return POLICIES[policy](candidates, request, book, now)
     # Its turn is counted all the same, or it would be owed a burst when the others return.
@@ -102,10 +106,7 @@ class Rules:
 def _candidates(
     group: Candidates, request: Request, book: LoadBook, now: float, *, last_choice: bool
 ) -> Sequence[Service] | Nobody:
-    if not (book.full or book.any_ejected or request.tried or group.panic) and (
-        now >= book.uneven_until
-    ):
-        return group.preferred
+    """Those that may take the request while not all is well."""
     up = _worth_trying(group, book) if group.panic else group.up
     free = [s for s in up if not book.of(s).is_ejected(now)]
     # Ejection protects requests from a few bad engines. When it would take more than half of a

@@ -36,12 +36,14 @@ class Service:
 
     # What follows from the above, made once because every request needs it: where requests go
     # (host, port), the values of `Host` and `x-infinilm-service`, whether it takes requests at all
-    # (babysitters never do), and how many at once (None: the router's default).
+    # (babysitters never do), how many at once (None: the router's default), and what it expects in
+    # place of the prefix /v1 (None: paths pass as they are).
     address: tuple[str, int] = field(init=False, repr=False, compare=False)
     host_field: bytes = field(init=False, repr=False, compare=False)
     name_field: bytes = field(init=False, repr=False, compare=False)
     is_engine: bool = field(init=False, repr=False, compare=False)
     max_concurrency: int | None = field(init=False, repr=False, compare=False)
+    api_prefix: str | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         fix = object.__setattr__  # the dataclass is frozen
@@ -50,6 +52,8 @@ class Service:
         fix(self, "name_field", self.name.encode("ascii", "replace"))
         fix(self, "is_engine", self.metadata.get("type") == ENGINE_TYPE)
         fix(self, "max_concurrency", _limit(self.metadata.get("max_concurrency")))
+        prefix = self.metadata.get("api_prefix")
+        fix(self, "api_prefix", prefix if prefix in ("", "/v1") else None)
 
     @property
     def health_urls(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ They are written in batches: a write for each would cost too much.
 
 import asyncio
 import json
+import re
 import sys
 import time
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal
@@ -18,6 +19,8 @@ FLUSH_AFTER: Final = 0.2  # seconds
 FLUSH_AT: Final = 512  # lines
 MAX_VALUE: Final = 256  # characters of a value that a client chose
 MAX_REASON: Final = 512  # characters: it may quote such a value
+
+_PLAIN = re.compile(rf"[!-~]{{1,{MAX_VALUE}}}")
 
 Level = Literal["all", "errors", "off"]
 
@@ -40,21 +43,20 @@ class AccessLog:
         self, exchange: "Exchange", failure: Failure | None, reason: str, peer: bytes, now: float
     ) -> None:
         """The end of a proxied request; `failure` None = it went well."""
-        if self.level == "off" or (failure is None and self.level == "errors"):
+        if self.level != "all" and (failure is None or self.level == "off"):
             return
         first = exchange.first_byte_at
         started = exchange.started
-        request = exchange.request
+        head, request, relay = exchange.head, exchange.request, exchange.relay
         choice = exchange.choice
-        relay = exchange.relay
         self._write(
             b"request id=%b client=%b method=%b path=%b model=%b stream=%d status=%d engine=%b"
             b" attempts=%d first_byte_ms=%d ms=%d bytes=%d %b\n"
             % (
                 exchange.request_id,
                 peer,
-                exchange.head.method,
-                exchange.head.path[:MAX_VALUE],
+                head.method,
+                head.path[:MAX_VALUE],
                 _quoted(request.model),
                 request.stream,
                 relay.status,
@@ -105,8 +107,9 @@ class AccessLog:
         if second != self._second:
             self._second = second
             self._stamp = time.strftime("%Y-%m-%d %H:%M:%S ", time.localtime(second)).encode()
-        self._lines.append(self._stamp + line)
-        if len(self._lines) >= FLUSH_AT:
+        lines = self._lines
+        lines.append(self._stamp + line)
+        if len(lines) >= FLUSH_AT:
             self.flush()
         elif self._timer is None:
             self._timer = self._loop.call_later(FLUSH_AFTER, self.flush)
@@ -120,6 +123,6 @@ def _quoted(value: str | None) -> bytes:
     """A value that a client chose, such that it can forge neither lines nor fields."""
     if value is None:
         return b"-"
-    if len(value) <= MAX_VALUE and value.isascii() and value.isprintable() and " " not in value:
+    if _PLAIN.fullmatch(value):
         return value.encode()
     return json.dumps(value[:MAX_VALUE]).encode()

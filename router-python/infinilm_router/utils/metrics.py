@@ -35,16 +35,24 @@ class Histogram:
         self.total += value
 
 
+class ModelCounts:
+    """The counts of one model: `requests` by outcome, and the time to the first byte."""
+
+    __slots__ = ("first_byte", "requests")
+
+    def __init__(self) -> None:
+        self.requests: dict[str, int] = {}
+        self.first_byte = Histogram()
+
+
 class Counters:
     """Counts since the router's start. Labels are models and engines that it knows, never more."""
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[str, str], int] = {}  # by model and outcome
+        self.models: dict[str, ModelCounts] = {}
         self.failures: dict[Failure, int] = {}
         self.retries: dict[Failure, int] = {}  # attempts that failed, but not the request with them
-        self.first_byte: dict[str, Histogram] = {}  # by model
         self.bytes_sent = 0
-        self._models: set[str] = set()
 
     def ended(
         self,
@@ -54,28 +62,27 @@ class Counters:
         first_byte: float | None,
     ) -> None:
         """Count the one outcome of a request; `named` are the models that engines have named."""
-        label = self._label(model, named)
-        key = (label, OK if failure is None else failure.code)
-        self.requests[key] = self.requests.get(key, 0) + 1
+        counts = self.models.get(model or OTHER) or self._of(model, named)
+        requests = counts.requests
+        outcome = OK if failure is None else failure.code
+        requests[outcome] = requests.get(outcome, 0) + 1
+        if first_byte is not None:
+            counts.first_byte.observe(first_byte)
         if failure is not None:
             _count(self.failures, failure)
-        if first_byte is not None:
-            histogram = self.first_byte.get(label)
-            if histogram is None:
-                histogram = self.first_byte[label] = Histogram()
-            histogram.observe(first_byte)
 
     def retried(self, failure: Failure) -> None:
         """Count an attempt that failed and was not the last."""
         _count(self.retries, failure)
 
-    def _label(self, model: str | None, named: Collection[str]) -> str:
-        if model in self._models:
-            return model
-        if model is None or model not in named or len(self._models) >= MAX_LABELS:
-            return OTHER
-        self._models.add(model)
-        return model
+    def _of(self, model: str | None, named: Collection[str]) -> ModelCounts:
+        if model is None or model not in named or len(self.models) >= MAX_LABELS:
+            model = OTHER
+        return self.models.setdefault(model, ModelCounts())
+
+    def requests(self) -> int:
+        """Requests that had their outcome."""
+        return sum(count for counts in self.models.values() for count in counts.requests.values())
 
     def by_code(self) -> dict[str, int]:
         """Failed requests by code."""

@@ -25,6 +25,10 @@ class Deadline:
         self.when = math.inf
         self.queued_at = math.inf
 
+    def clear(self) -> None:
+        """Do not call it."""
+        self.when = math.inf
+
 
 class DeadlineQueue:
     """A heap of deadlines served by a single loop timer. Used on the event loop only."""
@@ -39,14 +43,9 @@ class DeadlineQueue:
 
     def set(self, deadline: Deadline, delay: float) -> None:
         """Call `deadline.callback` in `delay` seconds; replaces what was set before."""
-        now = self.now()
-        when = deadline.when = now + delay
-        if deadline.queued_at > when or deadline.queued_at == math.inf:
-            self._queue(deadline, now)
-
-    def clear(self, deadline: Deadline) -> None:
-        """Do not call it."""
-        deadline.when = math.inf
+        when = deadline.when = self.now() + delay
+        if when < deadline.queued_at:
+            self._queue(deadline, self.now())
 
     def close(self) -> None:
         """Stop the timer; nothing is called any more."""
