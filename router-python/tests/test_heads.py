@@ -2,14 +2,9 @@
 
 import pytest
 
-from infinilm_router.proxy.heads import (
-    Broken,
-    HeadMemo,
-    RequestHead,
-    line_ends_are_clean,
-    parse_request_head,
-    parse_response_head,
-)
+from infinilm_router.proxy.fields import line_ends_are_clean
+from infinilm_router.proxy.heads import Broken, RequestHead, parse_request_head, parse_response_head
+from infinilm_router.proxy.memo import HeadMemo
 from infinilm_router.utils.errors import RouterError
 
 

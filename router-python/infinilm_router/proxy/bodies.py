@@ -3,7 +3,8 @@
 import re
 from typing import Final, Protocol
 
-from infinilm_router.proxy.heads import RequestHead, ResponseHead, refused
+from infinilm_router.proxy.fields import refused
+from infinilm_router.proxy.heads import RequestHead, ResponseHead
 from infinilm_router.utils.errors import Code, RouterError
 
 MAX_CHUNK_LINE: Final = 256

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken, line_ends_are_clean
+from infinilm_router.proxy.fields import line_ends_are_clean
+from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken
 from infinilm_router.router.selection import Choice
 from infinilm_router.router.table import Service
 from infinilm_router.utils.errors import Code, RouterError

@@ -5,20 +5,24 @@ Nothing here does input or output.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final, Generic, TypeVar
+from typing import Final
 
 import httptools
 
-from infinilm_router.router.engine import BUSY_DEFAULT
-from infinilm_router.utils.errors import Code, RouterError
-from infinilm_router.utils.headers import (
-    FORWARDED,
-    HOP_BY_HOP,
-    SAFE_REQUEST_ID,
-    connection_tokens,
+from infinilm_router.proxy.fields import (
+    Fields,
+    Rules,
+    drop,
+    line_ends_are_clean,
+    on_framing,
+    parse_fields,
+    refused,
 )
+from infinilm_router.router.engine import BUSY_DEFAULT
+from infinilm_router.utils.errors import RouterError
+from infinilm_router.utils.headers import FORWARDED, HOP_BY_HOP, SAFE_REQUEST_ID
 
 MAX_REQUEST_HEAD: Final = 16 * 1024
 MAX_REQUEST_FIELDS: Final = 100
@@ -40,61 +44,15 @@ _TARGET = re.compile(rb"/[\x21\x22\x24-\x5b\x5d-\x7e]*")
 _ABSOLUTE = re.compile(rb"(?i:http)://([^/?#]+)(.*)", re.DOTALL)
 _DOT_SEGMENT = re.compile(rb"(?:/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)|%00", re.IGNORECASE)
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+,;=-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?")
-_LENGTH = re.compile(rb"\d{1,18}")
 # Engines behind CGI-like servers read these as the fields that delimit a message.
 _LOOKALIKES = frozenset((b"content_length", b"transfer_encoding"))
-
-
-def refused(message: str, status: int = 400, code: Code = Code.INVALID_REQUEST) -> RouterError:
-    """The error for a request whose framing can't be trusted: answer, then close."""
-    return RouterError(code, message, status=status, close=True)
 
 
 class Broken(Exception):  # noqa: N818 - it is what happened, not a fault of ours
     """The peer's bytes do not follow the rules; `str()` says how."""
 
 
-class _Fields:
-    """What llhttp reports of a head, sorted into what is passed on and what frames the message."""
-
-    # Class-level defaults: a head sets only what it has, which halves the cost of making one.
-    content_length: bytes | None = None
-    chunked = False
-    connection: Sequence[bytes] = ()
-    fault: str | None = None
-    http_1_0 = False
-    passed = b""  # what is passed on, as it stands on the wire
-
-    def __init__(self) -> None:
-        self.lines: list[bytes] = []  # name, b": ", value, b"\r\n", name, ... of what is passed on
-
-    def on_framing(self, name: bytes, value: bytes) -> None:
-        """One of the hop-by-hop fields."""
-        if name == b"connection":
-            self.connection = [*self.connection, *connection_tokens(value)]
-        elif name == b"content-length":
-            if self.content_length is not None or not _LENGTH.fullmatch(value):
-                self.fault = "Content-Length must stand once and be a plain number"
-            self.content_length = value
-        elif name == b"transfer-encoding":
-            if self.chunked or value.lower() != b"chunked":
-                self.fault = "Transfer-Encoding must stand once and be 'chunked'"
-            self.chunked = True
-
-    def end(self) -> None:
-        """After the last field: checks across fields, removal of what Connection names."""
-        if self.chunked and self.content_length is not None:
-            self.fault = "Content-Length and Transfer-Encoding exclude each other"
-        if not self.connection:
-            return
-        named = [token for token in self.connection if token not in (b"close", b"keep-alive")]
-        if named:
-            lines = self.lines
-            fields = [lines[i : i + 4] for i in range(0, len(lines), 4)]
-            self.lines = [part for f in fields if f[0].lower() not in named for part in f]
-
-
-class RequestHead(_Fields):
+class RequestHead(Fields):
     """A request's head that follows the rules. Built by `parse_request_head`."""
 
     method = b""
@@ -131,28 +89,6 @@ class RequestHead(_Fields):
 
 
 # Rules by field name: called with (head, name, value); True = pass the field on.
-
-
-class _Rules(dict[bytes, Callable[[Any, bytes, bytes], bool] | None]):
-    """Rules by field name as it is spelt; spellings seen are remembered, up to a bound."""
-
-    MAX_SPELLINGS = 2048
-
-    def __missing__(self, name: bytes) -> Callable[[Any, bytes, bytes], bool] | None:
-        low = name.lower()
-        rule = self.get(low, _drop if low.startswith(b"proxy-") else None)
-        if len(self) < self.MAX_SPELLINGS:
-            self[name] = rule
-        return rule
-
-
-def _drop(*_: object) -> bool:
-    return False
-
-
-def _on_framing(head: _Fields, name: bytes, value: bytes) -> bool:
-    head.on_framing(name.lower(), value)
-    return False
 
 
 def _on_host(head: RequestHead, _: bytes, value: bytes) -> bool:
@@ -214,9 +150,9 @@ SESSION_FIELDS: Final = (
     b"x-session-affinity",
     b"session-id",
 )
-_REQUEST_RULES = _Rules(
+_REQUEST_RULES = Rules(
     {
-        **dict.fromkeys(HOP_BY_HOP, _on_framing),
+        **dict.fromkeys(HOP_BY_HOP, on_framing),
         **dict.fromkeys(FORWARDED, _on_forwarded),
         **dict.fromkeys(_LOOKALIKES, _on_lookalike),
         **dict.fromkeys(SESSION_FIELDS, _on_session),
@@ -230,7 +166,7 @@ _REQUEST_RULES = _Rules(
 )
 
 
-class ResponseHead(_Fields):
+class ResponseHead(Fields):
     """An engine's response head that follows the rules. Built by `parse_response_head`."""
 
     status = 0
@@ -280,10 +216,10 @@ _OURS: Final = (
     b"x-infinilm-attempts",
     b"x-infinilm-policy",
 )
-_RESPONSE_RULES = _Rules(
+_RESPONSE_RULES = Rules(
     {
-        **dict.fromkeys(HOP_BY_HOP, _on_framing),
-        **dict.fromkeys(_OURS, _drop),
+        **dict.fromkeys(HOP_BY_HOP, on_framing),
+        **dict.fromkeys(_OURS, drop),
         b"content-type": _on_answer_type,
         b"x-accel-buffering": _on_buffering,
         b"cache-control": _on_caching,
@@ -310,7 +246,7 @@ def parse_request_head(data: bytes) -> RequestHead:
         head.http_1_0 = True
     if line is None:  # what is wrong with an odd target is told after the faults of the fields
         data = b"%b / HTTP/1.%b%b" % (method, minor, data[data.find(b"\r\n") :])
-    _parse_fields(httptools.HttpRequestParser(head), data, head, MAX_REQUEST_FIELDS)
+    parse_fields(httptools.HttpRequestParser(head), data, head, MAX_REQUEST_FIELDS)
     _check_request(head)
     if line is None:
         target = _origin_form(head, target)
@@ -339,27 +275,6 @@ def _odd_request_line(data: bytes) -> tuple[bytes, bytes, bytes]:
     if method not in METHODS:
         raise refused("this method is not served", 501)
     return method, target, minor
-
-
-def _parse_fields(
-    parser: "httptools.HttpRequestParser | httptools.HttpResponseParser",
-    data: bytes,
-    head: _Fields,
-    max_fields: int,
-) -> None:
-    if data.count(b"\r\n") > max_fields + 2:  # the first line and the empty one
-        raise refused(f"more than {max_fields} header fields", 431)
-    try:
-        parser.feed_data(data)
-    except httptools.HttpParserUpgrade:
-        pass  # whether an upgrade is wanted is decided from the fields
-    except httptools.HttpParserCallbackError:
-        raise  # a fault of ours, not of the head
-    except httptools.HttpParserError as error:
-        raise refused(f"malformed head: {error}") from None
-    head.end()
-    if head.fault:
-        raise refused(head.fault)
 
 
 def _check_request(head: RequestHead) -> None:
@@ -405,60 +320,8 @@ def parse_response_head(data: bytes) -> ResponseHead:
     if head.status == 101:
         raise Broken("the engine switched protocols, which nobody asked for")
     try:
-        _parse_fields(httptools.HttpResponseParser(head), data, head, MAX_RESPONSE_FIELDS)
+        parse_fields(httptools.HttpResponseParser(head), data, head, MAX_RESPONSE_FIELDS)
     except RouterError as error:
         raise Broken(error.message) from None
     head.passed = b"HTTP/1.1 %d %b\r\n%b" % (head.status, reason, b"".join(head.lines))
     return head
-
-
-def line_ends_are_clean(data: bytes) -> bool:
-    """Whether every LF follows a CR and there is no NUL."""
-    return data.count(b"\n") == data.count(b"\r\n") and b"\0" not in data
-
-
-_LENGTH_FIELD = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*\r\n", re.IGNORECASE)
-Head = TypeVar("Head", RequestHead, ResponseHead)
-
-
-class HeadMemo(Generic[Head]):
-    """Parses the heads of one connection, and remembers the last one.
-
-    The heads that follow each other on a connection mostly differ in their Content-Length alone.
-    Such a head has the same meaning as the last one but for that number, and comparing two byte
-    strings is a tenth of the work of parsing one.
-    """
-
-    __slots__ = ("_after", "_before", "_data", "_found", "_parse")
-
-    def __init__(self, parse: Callable[[bytes], Head]) -> None:
-        self._parse: Callable[[bytes], Head] = parse
-        self._data = b""
-        self._found: tuple[Head, int | None]
-        self._before = b""  # up to the number that Content-Length is; empty: there is none
-        self._after = b""
-
-    def read(self, data: bytes) -> tuple[Head, int | None]:
-        """The head that `data` is, and the length that it announces for the body.
-
-        Raises:
-            RouterError, Broken: as `parse_request_head` and `parse_response_head` do.
-        """
-        if data == self._data:
-            return self._found
-        before = self._before
-        if before and data.startswith(before) and data.endswith(self._after):
-            digits = data[len(before) : len(data) - len(self._after)]
-            if digits.isdigit() and len(digits) <= 18:
-                self._data = data
-                self._found = found = self._found[0], int(digits)
-                return found
-        head = self._parse(data)
-        length = None if head.content_length is None else int(head.content_length)
-        self._remember(head, length, data)
-        return head, length
-
-    def _remember(self, head: Head, length: int | None, data: bytes) -> None:
-        self._data, self._found, self._before = data, (head, length), b""
-        if length is not None and (field := _LENGTH_FIELD.search(data)):
-            self._before, self._after = data[: field.start(1)], data[field.end(1) :]

@@ -4,7 +4,8 @@ import asyncio
 import select
 from typing import Protocol, cast
 
-from infinilm_router.proxy.heads import HeadMemo, parse_response_head
+from infinilm_router.proxy.heads import parse_response_head
+from infinilm_router.proxy.memo import HeadMemo
 from infinilm_router.utils.time import Deadline, DeadlineQueue
 
 Address = tuple[str, int]

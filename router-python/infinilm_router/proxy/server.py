@@ -11,15 +11,10 @@ from typing import TYPE_CHECKING, Final, cast
 from infinilm_router.handlers.context import LocalAnswer
 from infinilm_router.proxy.answers import answer_bytes
 from infinilm_router.proxy.bodies import BodyReader, request_body, too_large
+from infinilm_router.proxy.fields import line_ends_are_clean, refused
 from infinilm_router.proxy.forward import Exchange
-from infinilm_router.proxy.heads import (
-    MAX_REQUEST_HEAD,
-    HeadMemo,
-    RequestHead,
-    line_ends_are_clean,
-    parse_request_head,
-    refused,
-)
+from infinilm_router.proxy.heads import MAX_REQUEST_HEAD, RequestHead, parse_request_head
+from infinilm_router.proxy.memo import HeadMemo
 from infinilm_router.proxy.relay import JOIN_UP_TO
 from infinilm_router.proxy.request import read_request
 from infinilm_router.utils.errors import CLIENT_TIMEOUT, Code, RouterError
