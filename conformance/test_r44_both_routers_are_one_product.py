@@ -15,27 +15,17 @@ import pytest
 
 from rig.raw_client import Response
 from rig.wire import Head
-from runner.cases import load_cases, read_json
+from runner.cases import Case, load_cases, read_json
 from runner.exchange import Answer
 from runner.transcript import Scribe, Transcript
 
 KNOWN: dict[str, dict[str, Any]] = read_json(Path(__file__).with_name("known_differences.json"))
 
 
-def collected(session: pytest.Session) -> dict[str, set[str]]:
-    """Router -> the cases with programs that this run has."""
-    found: dict[str, set[str]] = {}
-    for item in session.items:
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        if "case" in params and "router" in params and not params["case"].cli:
-            found.setdefault(params["router"], set()).add(params["case"].id)
-    return found
-
-
 def test_every_case_comes_out_the_same_in_both_routers(
-    transcripts: dict[str, dict[str, Transcript]], request: pytest.FixtureRequest
+    transcripts: dict[str, dict[str, Transcript]], collected: dict[str, list[Case]]
 ) -> None:
-    cases = collected(request.session)
+    cases = {router: {case.id for case in of_router} for router, of_router in collected.items()}
     if len(cases) < 2:
         pytest.skip(f"the cases ran on {list(cases) or 'no router'} only: nothing to compare")
     one, other = cases
