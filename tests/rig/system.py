@@ -1,12 +1,15 @@
 """The real registry, and real babysitters with mock engines, for tests of the whole."""
 
+import contextlib
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from rig.processes import Program, Programs, free_port
+from rig.processes import Program, Programs, free_port, programs, wait_until
 
 
 class Registry:
@@ -91,7 +94,37 @@ class Babysitter:
         return engine
 
 
+class System:
+    """A registry and two babysitters, "east" and "west", whose engines it lists."""
+
+    def __init__(self, run: Programs, folder: Path, tokens: int = 1000, **times: float) -> None:
+        self.registry = Registry(run)
+        self.sitters = [
+            Babysitter(run, folder, name, self.registry.url, tokens, **times)
+            for name in ("east", "west")
+        ]
+        self.engine_names = {sitter.engine_name for sitter in self.sitters}
+        self.wait_whole()
+
+    def wait_whole(self) -> None:
+        """Return when both engines are listed; a registry that was killed is started again."""
+        if self.registry.program.process.poll() is not None:
+            self.registry.start()
+        wait_until(lambda: self.engine_names <= self.registry.names(), 30, "engines registered")
+
+
+@contextlib.contextmanager
+def running_system(folder: Path, tokens: int = 1000, **times: float) -> Iterator[System]:
+    """A system; stopped at the end, so that no engine outlives it."""
+    with programs() as run:
+        made = System(run, folder, tokens, **times)
+        yield made
+        stop_all(made.sitters)
+
+
 def stop_all(sitters: list[Babysitter]) -> None:
-    """Stop babysitters in order, so that no engine outlives the test."""
+    """Stop babysitters, so that no engine outlives the test."""
     for sitter in sitters:
-        sitter.program.stop(30)
+        sitter.program.signal(signal.SIGTERM)
+    for sitter in sitters:
+        sitter.program.wait(30)

@@ -10,30 +10,25 @@ import pytest
 
 from rig.flows import closed_loop
 from rig.load_client import LoadClient, Outcome, chat_call, kinds
-from rig.processes import Programs, wait_until
+from rig.processes import wait_until
 from rig.routers import SLOW, Router, StartRouter
-from rig.system import Babysitter, Registry, stop_all
+from rig.system import System, running_system
 
 RATE = 20
 ROOM = 10  # seconds that a start may take longer on a loaded machine
 
 
-@pytest.fixture
-def registry(run: Programs) -> Registry:
-    return Registry(run)
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with running_system(tmp_path_factory.mktemp("system")) as made:
+        yield made
 
 
 @pytest.fixture
-def sitters(run: Programs, registry: Registry, tmp_path: Path) -> Iterator[list[Babysitter]]:
-    """Two babysitters whose engines are registered."""
-    made = [Babysitter(run, tmp_path, name, registry.url) for name in ("east", "west")]
-    wait_until(lambda: engine_names(made) <= registry.names(), 30, "both engines registered")
-    yield made
-    stop_all(made)
-
-
-def engine_names(sitters: list[Babysitter]) -> set[str]:
-    return {sitter.engine_name for sitter in sitters}
+def system(shared: System) -> System:
+    """Whole again, whatever the test before did to its registry."""
+    shared.wait_whole()
+    return shared
 
 
 class Traffic:
@@ -85,21 +80,20 @@ def smallest_set(router: Router, seconds: float) -> int:
 )
 def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
     start: StartRouter,
-    registry: Registry,
-    sitters: list[Babysitter],
+    system: System,
     *,
     before: float,
     down: float,
     grace: float,
 ) -> None:
-    flags = {"registry-url": registry.url, "service-removal-grace-period": grace}
+    flags = {"registry-url": system.registry.url, "service-removal-grace-period": grace}
     router = start(flags=flags, healthy="2/2")
     traffic = Traffic(router.url)
     least = smallest_set(router, before)
-    registry.program.kill()
+    system.registry.program.kill()
     least = min(least, smallest_set(router, down))
-    registry.start()
-    wait_until(lambda: engine_names(sitters) <= registry.names(), 15, "engines listed again")
+    system.registry.start()
+    wait_until(lambda: system.engine_names <= system.registry.names(), 15, "engines listed again")
     least = min(least, smallest_set(router, grace + before / 2))
     outcomes = traffic.end()
     assert kinds(outcomes) == {"ok": len(outcomes)}, [o.fault for o in outcomes if o.kind != "ok"]
@@ -109,13 +103,13 @@ def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
 
 
 def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
-    start: StartRouter, registry: Registry, sitters: list[Babysitter], tmp_path: Path
+    start: StartRouter, system: System, tmp_path: Path
 ) -> None:
-    flags = {"registry-url": registry.url, "router-port": registry.port + 2}
+    flags = {"registry-url": system.registry.url, "router-port": system.registry.port + 2}
     first = start(flags=flags, healthy="2/2")
     wait_until(lambda: list(tmp_path.glob("router_last_services_*.json")), 5, "list saved")
     first.program.kill()
-    registry.program.kill()
+    system.registry.program.kill()
     began = time.monotonic()
     again = start(flags=flags, healthy="2/2")
     took = time.monotonic() - began
@@ -125,23 +119,23 @@ def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
     )
     outcomes = closed_loop(again.url, [chat_call(max_tokens=5)] * 20, 4)
     assert kinds(outcomes) == {"ok": 20}
-    assert healthy_engines(again) == engine_names(sitters)
+    assert healthy_engines(again) == system.engine_names
 
 
 @pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=SLOW)])
 def test_r03_a_running_engine_is_always_found_again(
-    start: StartRouter, registry: Registry, sitters: list[Babysitter], rounds: int
+    start: StartRouter, system: System, rounds: int
 ) -> None:
-    before = {name: registry.entry(name) for name in engine_names(sitters)}
-    router = start(flags={"registry-url": registry.url}, healthy="2/2")
+    before = {name: system.registry.entry(name) for name in system.engine_names}
+    router = start(flags={"registry-url": system.registry.url}, healthy="2/2")
     for number in range(rounds):
         if number % 2:
-            registry.program.kill()
-            registry.start()
+            system.registry.program.kill()
+            system.registry.start()
         else:
-            registry.delete(sitters[0].engine_name)
-        wait_until(lambda: engine_names(sitters) <= registry.names(), 5, f"round {number}")
-        after = {name: registry.entry(name) for name in engine_names(sitters)}
+            system.registry.delete(system.sitters[0].engine_name)
+        wait_until(lambda: system.engine_names <= system.registry.names(), 5, f"round {number}")
+        after = {name: system.registry.entry(name) for name in system.engine_names}
         assert [facts(after[name]) for name in sorted(after)] == [
             facts(before[name]) for name in sorted(before)
         ]

@@ -10,30 +10,17 @@ import pytest
 import requests
 
 from rig.load_client import Outcome, chat_call
-from rig.processes import Programs, wait_until
 from rig.routers import SLOW, StartRouter
-from rig.system import Babysitter, Registry, stop_all
+from rig.system import Babysitter, Registry, System, running_system
 from rig.traffic import Traffic, faults, served_by
 
 TOKENS_PER_SECOND = 25
 
 
 @pytest.fixture
-def registry(run: Programs) -> Registry:
-    return Registry(run)
-
-
-@pytest.fixture
-def sitters(run: Programs, registry: Registry, tmp_path: Path) -> Iterator[list[Babysitter]]:
-    """Two babysitters whose engines are registered."""
-    made = [
-        Babysitter(run, tmp_path, name, registry.url, TOKENS_PER_SECOND)
-        for name in ("east", "west")
-    ]
-    names = {sitter.engine_name for sitter in made}
-    wait_until(lambda: names <= registry.names(), 30, "both engines registered")
-    yield made
-    stop_all(made)
+def system(tmp_path: Path) -> Iterator[System]:
+    with running_system(tmp_path, TOKENS_PER_SECOND) as made:
+        yield made
 
 
 class Watch:
@@ -79,20 +66,17 @@ def health(port: int) -> str | None:
 
 @pytest.mark.parametrize("load", [(10, 0.6, 0.4), pytest.param((20, 2.0, 10.0), marks=SLOW)])
 def test_an_engine_whose_babysitter_is_stopped_finishes_what_it_has_and_gets_no_more(
-    start: StartRouter,
-    registry: Registry,
-    sitters: list[Babysitter],
-    load: tuple[int, float, float],
+    start: StartRouter, system: System, load: tuple[int, float, float]
 ) -> None:
     rate, seconds, before = load
     # A babysitter waits until nobody is connected to its engine any more, idle or not.
-    flags = {"registry-url": registry.url, "pool-idle-timeout": 0.2}
+    flags = {"registry-url": system.registry.url, "pool-idle-timeout": 0.2}
     router = start(flags=flags, healthy="2/2")
-    stopped = sitters[0]
+    stopped = system.sitters[0]
     tokens = int(TOKENS_PER_SECOND * seconds)
     with Traffic(router.url, rate, lambda _: chat_call(stream=True, max_tokens=tokens)) as traffic:
-        time.sleep(before)
-        watch = Watch(registry, stopped)
+        time.sleep(before)  # of load, so that the engine has something to finish
+        watch = Watch(system.registry, stopped)
         stopped.program.signal(signal.SIGTERM)
         order = watch.order()
         outcomes = traffic.end()

@@ -5,32 +5,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from rig.load_client import LoadClient, Outcome, chat_call
-from rig.processes import Programs, wait_until
+from rig.processes import wait_until
 from rig.routers import StartRouter
-from rig.system import Babysitter, Registry, stop_all
+from rig.system import System, running_system
 from rig.traffic import faults, served_by
 
 QUICK = {"stalled_after": 1, "models_interval": 0.2, "probe_timeout": 0.5}
 
 
-@pytest.fixture
-def registry(run: Programs) -> Registry:
-    return Registry(run)
-
-
-@pytest.fixture
-def sitters(run: Programs, registry: Registry, tmp_path: Path) -> Iterator[list[Babysitter]]:
-    """Two babysitters whose engines are registered."""
-    made = [Babysitter(run, tmp_path, name, registry.url, **QUICK) for name in ("east", "west")]
-    names = {sitter.engine_name for sitter in made}
-    wait_until(lambda: names <= registry.names(), 30, "both engines registered")
-    yield made
-    stop_all(made)
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    with running_system(tmp_path_factory.mktemp("system"), **QUICK) as made:
+        yield made
 
 
 def ask(url: str, count: int) -> list[Outcome]:
@@ -45,8 +35,9 @@ def ask(url: str, count: int) -> list[Outcome]:
 
 
 def test_a_stalled_engine_is_avoided_and_comes_back_by_itself(
-    start: StartRouter, registry: Registry, sitters: list[Babysitter]
+    start: StartRouter, system: System
 ) -> None:
+    registry, sitters = system.registry, system.sitters
     router = start(flags={"registry-url": registry.url}, healthy="2/2")
     east, west = (sitter.engine_name for sitter in sitters)
     wait_until(lambda: sitters[1].engine()["metrics"] == "vllm", 30, "metrics are read")

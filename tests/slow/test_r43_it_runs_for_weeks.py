@@ -11,7 +11,7 @@ from slow.soak import Summary, soak
 LONG = (pytest.mark.slow, pytest.mark.timeout(1200))
 
 
-@pytest.mark.parametrize("minutes", [0.15, pytest.param(10.0, marks=LONG)])
+@pytest.mark.parametrize("minutes", [0.1, pytest.param(10.0, marks=LONG)])
 @pytest.mark.parametrize("name", router_names())
 def test_every_error_is_explained_by_a_fault_and_nothing_grows(
     run: Programs, tmp_path: Path, name: str, minutes: float
