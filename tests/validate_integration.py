@@ -151,7 +151,7 @@ class System:
             f"port = {self.ports[name]}\n"
             f"registry_url = {json.dumps(self.registry)}\n"
             f"log_dir = {json.dumps(str(self.logs))}\n"
-            "[babysitter]\ndrain_settle = 0.5\ndrain_timeout = 5\n"
+            "[babysitter]\nprobe_interval = 0.1\ndrain_settle = 0.5\ndrain_timeout = 5\n"
             f'[backend]\ntype = "mock"\nmodels = [{json.dumps(MODEL)}]\ntokens_per_second = 500\n'
         )
         script = "babysitter/enhanced_babysitter.py"

@@ -78,6 +78,7 @@ class Babysitter:
             "[babysitter]",
             "heartbeat_interval = 1",
             "drain_settle = 0.2",
+            "probe_interval = 0.1",
             *(f"{key} = {value}" for key, value in times.items()),
         ]
         lines += ["[backend]", 'type = "mock"', 'models = ["m"]', f"tokens_per_second = {tokens}"]

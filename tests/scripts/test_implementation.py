@@ -305,7 +305,7 @@ def use_free_ports(tree) -> None:
     mock = tree.root / "deployment_configs/babysitters/mock.toml"
     text = mock.read_text().replace("8100", str(engine)).replace("18000", str(registry))
     text = text.replace("localhost:8000", f"localhost:{router}")
-    text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\n[backend]")
+    text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]")
     mock.write_text(text.replace("# tokens_per_second = 50", "tokens_per_second = 1000"))
 
 

@@ -25,7 +25,7 @@ def use_free_ports(tree) -> dict[str, int]:
         for service, shipped in SHIPPED_PORTS.items():
             text = re.sub(rf"\b{shipped}\b", str(ports[service]), text)
         text = text.replace('"router": {', '"router": {"drain_delay": 0.1,')
-        text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\n[backend]")
+        text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]")
         text = text.replace("# tokens_per_second = 50", "tokens_per_second = 1000")
         path.write_text(text)
     return ports
