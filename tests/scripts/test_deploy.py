@@ -41,7 +41,8 @@ def mock_config(tree, name: str, registry: str = "http://localhost:1") -> int:
     tree.write(
         f"deployment_configs/babysitters/{name}.toml",
         f'name = "{name}"\nport = {port}\nregistry_url = "{registry}"\n'
-        '[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]\ntype = "mock"\nmodels = ["m"]\n',
+        "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n"
+        '[backend]\ntype = "mock"\nmodels = ["m"]\n',
     )
     return port
 

@@ -300,12 +300,14 @@ def test_a_build_ends_with_the_launch_that_is_interrupted(bare, script, number):
 
 def use_free_ports(tree) -> None:
     registry, router, engine = free_port(), free_port(), free_port()
-    configure(tree, port=router, registry_url=f"http://localhost:{registry}")
+    quick = {"registry_sync_interval": 0.2, "health_interval": 0.2}
+    configure(tree, port=router, registry_url=f"http://localhost:{registry}", **quick)
     tree.env.update(REGISTRY_PORT=str(registry))
     mock = tree.root / "deployment_configs/babysitters/mock.toml"
     text = mock.read_text().replace("8100", str(engine)).replace("18000", str(registry))
     text = text.replace("localhost:8000", f"localhost:{router}")
-    text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]")
+    quick_engine = "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]"
+    text = text.replace("[backend]", quick_engine)
     mock.write_text(text.replace("# tokens_per_second = 50", "tokens_per_second = 1000"))
 
 

@@ -13,6 +13,8 @@ import pytest
 from rig.processes import free_port, wait_until
 
 ENGINE = Path(__file__).with_name("engine_stand_in.py")
+QUICK_ROUTER = '"drain_delay": 0.1, "registry_sync_interval": 0.2, "health_interval": 0.2'
+QUICK_BABYSITTER = "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]"
 SHIPPED_PORTS = {"registry": "18000", "router": "8000", "engine": "8100"}
 
 
@@ -24,8 +26,8 @@ def use_free_ports(tree) -> dict[str, int]:
         text = path.read_text()
         for service, shipped in SHIPPED_PORTS.items():
             text = re.sub(rf"\b{shipped}\b", str(ports[service]), text)
-        text = text.replace('"router": {', '"router": {"drain_delay": 0.1,')
-        text = text.replace("[backend]", "[babysitter]\ndrain_settle = 0.1\nprobe_interval = 0.1\n[backend]")
+        text = text.replace('"router": {', f'"router": {{{QUICK_ROUTER},')
+        text = text.replace("[backend]", QUICK_BABYSITTER)
         text = text.replace("# tokens_per_second = 50", "tokens_per_second = 1000")
         path.write_text(text)
     return ports
