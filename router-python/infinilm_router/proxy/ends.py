@@ -1,6 +1,6 @@
 """What is told of an exchange: why an engine failed it, and the router's own fields."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from infinilm_router.proxy.fields import line_ends_are_clean
 from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken
@@ -9,6 +9,15 @@ from infinilm_router.router.table import Service
 from infinilm_router.utils.errors import Code, RouterError
 
 _LATE: Final = (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
+
+
+class FailedAttempt(NamedTuple):
+    """An attempt that failed where the request may still succeed on another engine."""
+
+    service: Service
+    number: int
+    phase: str
+    error: RouterError
 
 
 def connect_failed(service: Service, error: OSError | UnicodeError) -> RouterError:

@@ -7,10 +7,11 @@ callbacks of the two connections and by its deadline; nothing waits in a task bu
 import asyncio
 import math
 import random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from infinilm_router.proxy import ends
 from infinilm_router.proxy.bodies import BodyReader, UntilClose, response_body
-from infinilm_router.proxy.ends import bad_gateway, check_partial_head, connect_failed, own_fields
+from infinilm_router.proxy.deadlines import set_deadline
 from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken, RequestHead, ResponseHead
 from infinilm_router.proxy.pool import UpstreamConnection
 from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
@@ -25,20 +26,10 @@ if TYPE_CHECKING:
     from infinilm_router.proxy.server import ClientConnection
 
 MAX_ATTEMPTS: Final = 2
-TIMER_SLACK: Final = 0.001  # seconds; timers may come a little early
 RETRY_JITTER: Final = 0.025  # seconds; spreads the retries of a burst
 NO_REQUEST: Final = Request()
 RETRY_ON_RESET: Final = "reset-before-headers"
 COMMENT: Final = b":"  # so begins what an engine sends while it still reads the prompt
-
-
-class FailedAttempt(NamedTuple):
-    """An attempt that failed where the request may still succeed on another engine."""
-
-    service: Service
-    number: int
-    phase: str
-    error: RouterError
 
 
 class Exchange:
@@ -51,8 +42,8 @@ class Exchange:
     choice: Choice | None = None
     ended = False
     request = NO_REQUEST
-    _failed: FailedAttempt | None = None
-    _ticket: Ticket | None = None
+    _failed: ends.FailedAttempt | None = None
+    ticket: Ticket | None = None
     _in_flight: InFlight | None = None
     _load: EngineLoad  # of the engine it is at
     _outcome = Outcome.OK
@@ -60,21 +51,21 @@ class Exchange:
     _retry: asyncio.TimerHandle | None = None
     _upstream: UpstreamConnection | None = None
     _buffer = b""
-    _response: ResponseHead | None = None
-    _reader: BodyReader | None = None
+    response: ResponseHead | None = None
+    reader: BodyReader | None = None
     _content_awaited = False  # of a stream whose head is here
-    _stream_end = math.inf  # when a stream has lasted for as long as it may
-    _paused = False
+    stream_end = math.inf  # when a stream has lasted for as long as it may
+    paused = False
 
     def __init__(self, client: "ClientConnection", head: RequestHead, body: bytes) -> None:
         self._client = client
-        self._gateway = gateway = client.gateway
+        self.gateway = gateway = client.gateway
         self.head = head
         self._body = body
         self.request_id = head.request_id or gateway.new_request_id()
         self.relay = Relay(client, head, keep_alive=client.may_keep_alive(head))
-        self.started = self._last_activity = gateway.queue.now()
-        self._deadline = client.exchange_deadline
+        self.started = self.last_activity = gateway.queue.now()
+        self.deadline = client.exchange_deadline
 
     # Towards the engine
 
@@ -85,7 +76,7 @@ class Exchange:
 
     def attempt(self) -> None:
         """Find a place for `request` at an engine, or wait for one."""
-        gateway = self._gateway
+        gateway = self.gateway
         try:
             found = gateway.room.ask(self, gateway.queue.now())
         except RouterError as error:
@@ -111,19 +102,19 @@ class Exchange:
 
     def _wait(self, ticket: Ticket) -> None:
         self.phase = "queue"
-        self._ticket = ticket
-        self._last_activity = self._gateway.queue.now()
-        self._set_deadline()
+        self.ticket = ticket
+        self.last_activity = self.gateway.queue.now()
+        set_deadline(self)
 
     def told(self, answer: Answer) -> None:
         """The wait is over. Goes on in the loop's next turn: this one is another exchange's."""
-        self._ticket = None
-        self._deadline.clear()
+        self.ticket = None
+        self.deadline.clear()
         if isinstance(answer, tuple):
             self._take(answer)
-            self._gateway.loop.call_soon(self._send_later)
+            self.gateway.loop.call_soon(self._send_later)
         else:
-            self._gateway.loop.call_soon(self._no_place, answer)
+            self.gateway.loop.call_soon(self._no_place, answer)
 
     def _take(self, place: Place) -> None:
         if self._failed is not None:
@@ -140,36 +131,33 @@ class Exchange:
         """Send the request to the engine that was chosen."""
         assert self.choice is not None
         service = self.choice.service
-        connection = self._gateway.pool.checkout(service.address)
+        connection = self.gateway.pool.checkout(service.address)
         if connection is not None:
             self._send_on(connection, service)
         else:
             self.phase = "connect"
-            self._connecting = self._gateway.loop.create_task(self._connect(service))
+            self._connecting = self.gateway.loop.create_task(self._connect(service))
 
     async def _connect(self, service: Service) -> None:
         try:
-            connection = await self._gateway.pool.connect(service.address)
+            connection = await self.gateway.pool.connect(service.address)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that can't be one
             self._connecting = None
-            self._connect_failed(service, error)
+            self._leave_engine(Outcome.ENGINE_FAULT)
+            self._retry_or_fail(ends.connect_failed(service, error))
         else:
             self._connecting = None
             self._send_on(connection, service)
 
-    def _connect_failed(self, service: Service, error: OSError | UnicodeError) -> None:
-        self._leave_engine(Outcome.ENGINE_FAULT)
-        self._retry_or_fail(connect_failed(service, error))
-
     def _retry_or_fail(self, error: RouterError) -> None:
         """Try one more engine when the budget allows it."""
-        gateway = self._gateway
+        gateway = self.gateway
         assert self.choice is not None
         service = self.choice.service
         self.request.tried += (service.name,)
         if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
             delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
-            self._failed = FailedAttempt(service, self.attempts, self.phase, error)
+            self._failed = ends.FailedAttempt(service, self.attempts, self.phase, error)
             self._retry = gateway.loop.call_later(delay, self.attempt)
         else:
             self._fail(error)
@@ -177,18 +165,18 @@ class Exchange:
     def _send_on(self, connection: UpstreamConnection, service: Service) -> None:
         self._upstream = connection
         connection.user = self
-        gateway, body = self._gateway, self._body
+        gateway, body = self.gateway, self._body
         head = gateway.upstream_head(self._client, self, service, len(body))
         if len(body) <= JOIN_UP_TO:
             connection.transport.write(head + body)
         else:
             connection.transport.writelines((head, body))
         self.phase = "send" if connection.sending else "first_byte"
-        self._last_activity = gateway.queue.now()
+        self.last_activity = gateway.queue.now()
         if self.request.stream:
-            self._set_deadline()
+            set_deadline(self)
         else:
-            gateway.queue.set(self._deadline, gateway.config.response_timeout)
+            gateway.queue.set(self.deadline, gateway.config.response_timeout)
         if self._client.write_paused:
             self.pause()
 
@@ -201,8 +189,8 @@ class Exchange:
 
     def upstream_data(self, data: bytes) -> None:
         """Bytes from the engine: the head first, then the body."""
-        self._load.heard_at = self._last_activity = self._gateway.queue.now()
-        if self._reader is None:
+        self._load.heard_at = self.last_activity = self.gateway.queue.now()
+        if self.reader is None:
             self._head_data(self._buffer + data if self._buffer else data)
         else:
             self._body_data(data)
@@ -213,12 +201,12 @@ class Exchange:
             end = data.find(b"\r\n\r\n", 0, MAX_RESPONSE_HEAD) + 4
             try:
                 if end < 4:
-                    check_partial_head(data)
+                    ends.check_partial_head(data)
                     self._buffer = data
                     return
                 head, length = self._upstream.heads.read(data[:end])
             except Broken as fault:
-                self._engine_broke(Code.UPSTREAM_INVALID, str(fault))
+                self.engine_broke(Code.UPSTREAM_INVALID, str(fault))
                 return
             data = data[end:]
             if head.status >= 200:
@@ -227,18 +215,18 @@ class Exchange:
         self._begin_answer(head, length, data)
 
     def _begin_answer(self, head: ResponseHead, length: int | None, data: bytes) -> None:
-        now = self._last_activity
+        now = self.last_activity
         assert self._in_flight is not None
         self.first_byte_at = now
         self._outcome = self._in_flight.answered(
             head.status, head.retry_after, stream=head.event_stream, now=now
         )
-        self._response = head
+        self.response = head
         self.phase = "stream"
         if head.event_stream:
             self._content_awaited = True
-            if limit := self._gateway.config.stream_timeout:
-                self._stream_end = now + limit
+            if limit := self.gateway.config.stream_timeout:
+                self.stream_end = now + limit
         elif (
             length == len(data)
             and head.status == 200
@@ -247,48 +235,45 @@ class Exchange:
             self.relay.send_whole(head, self.own_fields(), data)  # as usual, it came at once
             self._complete(clean=True)
             return
-        self._reader = response_body(head, length, self.head.method)
+        self.reader = response_body(head, length, self.head.method)
         if self.relay.started and not (head.event_stream and head.status == 200):
-            self._engine_broke(
+            self.engine_broke(
                 Code.UPSTREAM_INVALID,
                 f"it answered {head.status} after the stream to the client had begun",
             )
             return
         self._body_data(data, length)
         if not self.ended:
-            self._set_deadline()
+            set_deadline(self)
 
     def _body_data(self, data: bytes, length: int | None = None) -> None:
         """Relay what came of the body, behind the head when that has not gone out yet."""
-        reader = self._reader
+        reader = self.reader
         assert reader is not None
         payload, rest = reader.feed(data) if data else (b"", b"")
         if self._content_awaited and payload and not payload.startswith(COMMENT):
             assert self._in_flight is not None
             self._content_awaited = False
-            self._in_flight.first_byte(self._last_activity)
-        self._start_or_feed(length, payload)
-        if reader.fault:
-            self._engine_broke(Code.UPSTREAM_INVALID, reader.fault)
-        elif reader.done:
-            self._complete(clean=not rest)
-
-    def _start_or_feed(self, length: int | None, payload: bytes) -> None:
+            self._in_flight.first_byte(self.last_activity)
         if self.relay.started:
             self.relay.feed(payload)
         else:
-            assert self._response is not None
-            self.relay.start(self._response, length, self.own_fields(), payload)
+            assert self.response is not None
+            self.relay.start(self.response, length, self.own_fields(), payload)
+        if reader.fault:
+            self.engine_broke(Code.UPSTREAM_INVALID, reader.fault)
+        elif reader.done:
+            self._complete(clean=not rest)
 
     def _complete(self, *, clean: bool) -> None:
         """The body's end has come; `clean` = the connection can be used again."""
-        assert self._response is not None
+        assert self.response is not None
         assert self.choice is not None
         service, relay = self.choice.service, self.relay
         if not (relay.looks_complete() or service.metadata.get("stream_end") == "close"):
-            self._engine_broke(Code.UPSTREAM_RESET, "the stream ended without [DONE]")
+            self.engine_broke(Code.UPSTREAM_RESET, "the stream ended without [DONE]")
             return
-        self._leave_engine(self._outcome, keep=clean and self._response.keep_alive())
+        self._leave_engine(self._outcome, keep=clean and self.response.keep_alive())
         if relay.status >= 500:
             self.phase = "first_byte"  # its head said so
             self._end(ENGINE_ERROR, f"engine '{service.name}' answered {relay.status}")
@@ -299,132 +284,60 @@ class Exchange:
     def upstream_lost(self, error: Exception | None) -> None:
         """The engine's connection ended before the answer did (or the answer ends with it)."""
         self._upstream = None
-        if isinstance(self._reader, UntilClose) and error is None:
-            self._reader.done = True
+        if isinstance(self.reader, UntilClose) and error is None:
+            self.reader.done = True
             self._complete(clean=False)
             return
-        before_head = self._reader is None
+        before_head = self.reader is None
         detail = "it closed the connection " + (
             "before it answered" if before_head else "before the end of its answer"
         )
-        if before_head and not self.relay.started and not self._buffer:
-            self._reset_before_head(detail)
+        nothing_came = before_head and not self.relay.started and not self._buffer
+        if nothing_came and RETRY_ON_RESET in self.gateway.config.retry_on:
+            self._leave_engine(Outcome.ENGINE_FAULT)
+            self._retry_or_fail(self._bad_gateway(Code.UPSTREAM_RESET, detail))
         else:
-            self._engine_broke(Code.UPSTREAM_RESET, detail)
-
-    def _reset_before_head(self, detail: str) -> None:
-        if RETRY_ON_RESET not in self._gateway.config.retry_on:
-            self._engine_broke(Code.UPSTREAM_RESET, detail)
-            return
-        self._leave_engine(Outcome.ENGINE_FAULT)
-        self._retry_or_fail(self._bad_gateway(Code.UPSTREAM_RESET, detail))
-
-    # Deadlines
-
-    def _set_deadline(self) -> None:
-        limit = self._silence_limit()
-        if self._pings():
-            limit = min(limit, self._gateway.config.sse_ping_interval)
-        self._wake_after(limit)
-
-    def _wake_after(self, seconds: float) -> None:
-        queue = self._gateway.queue
-        queue.set(self._deadline, min(seconds, self._stream_end - queue.now()))
-
-    def _silence_limit(self) -> float:
-        config = self._gateway.config
-        if self._ticket is not None:
-            return config.queue_timeout
-        if self._reader is not None:
-            return config.idle_timeout
-        return config.first_byte_timeout if self.request.stream else config.response_timeout
-
-    def _pings(self) -> bool:
-        if not self.request.stream or not self._gateway.config.sse_ping_interval:
-            return False
-        return self._response is None or self._response.event_stream
-
-    def on_deadline(self) -> None:
-        """It is time to look whether something takes too long, or to send a ping."""
-        now = self._gateway.queue.now()
-        silence = now - self._last_activity
-        limit = self._silence_limit()
-        if now >= self._stream_end - TIMER_SLACK:
-            longest = self._gateway.config.stream_timeout
-            text = f"Service timeout: the stream has lasted for {longest:g} s"
-            self.abort(RouterError(Code.IDLE_TIMEOUT, text))
-        elif self._paused:  # the client reads slowly: the engine is not to blame for silence
-            self._wake_after(limit)
-        elif silence >= limit - TIMER_SLACK:
-            self._too_silent(limit, now)
-        else:
-            self._wake_after(min(limit - silence, self._until_ping(silence)))
-
-    def _too_silent(self, limit: float, now: float) -> None:
-        if self._ticket is not None:
-            self.told(self._gateway.room.late(self._ticket, now))
-        elif self._reader is None:
-            self._engine_broke(Code.FIRST_BYTE_TIMEOUT, f"no answer within {limit:g} s")
-        else:
-            self._engine_broke(Code.IDLE_TIMEOUT, f"no byte for {limit:g} s")
-
-    def _until_ping(self, silence: float) -> float:
-        """Send a comment if it is time for one; seconds until the next."""
-        if not self._pings():
-            return math.inf
-        interval = self._gateway.config.sse_ping_interval
-        if silence < interval - TIMER_SLACK:
-            return interval - silence
-        self._ping()
-        return interval
-
-    def _ping(self) -> None:
-        if not self.relay.started:
-            self.relay.start_early(self.own_fields())
-        elif self.relay.between_events():
-            self.relay.ping()
+            self.engine_broke(Code.UPSTREAM_RESET, detail)
 
     # Ends
 
     def pause(self) -> None:
         """The client takes no more: slow the engine instead of filling memory."""
-        self._paused = True
+        self.paused = True
         if self._upstream is not None:
             self._upstream.transport.pause_reading()
 
     def resume(self) -> None:
         """The client takes bytes again."""
-        self._paused = False
-        self._last_activity = self._gateway.queue.now()
+        self.paused = False
+        self.last_activity = self.gateway.queue.now()
         if self._upstream is not None:
             self._upstream.transport.resume_reading()
 
     def client_gone(self, code: str = CLIENT_CLOSED) -> None:
         """The client left: stop the engine's work at once; nobody is to blame."""
-        if self.ended:
-            return
-        self._stop_waiting()
-        self._leave_engine(Outcome.NEUTRAL)
-        self._end(code, CLIENT_ENDS[code])
+        if not self.ended:
+            self._withdraw()
+            self._end(code, CLIENT_ENDS[code])
 
     def abort(self, error: RouterError) -> None:
         """End it from inside: refused before it was sent, drain's limit, internal fault."""
         if not self.ended:
-            self._stop_waiting()
-            self._leave_engine(Outcome.NEUTRAL)
+            self._withdraw()
             self._fail(error)
 
-    def _engine_broke(self, code: Code, detail: str) -> None:
+    def engine_broke(self, code: Code, detail: str) -> None:
+        """End it: the engine is to blame."""
         self._leave_engine(Outcome.ENGINE_FAULT)
         self._fail(self._bad_gateway(code, detail))
 
     def _bad_gateway(self, code: Code, detail: str) -> RouterError:
         assert self.choice is not None
-        return bad_gateway(self.choice.service, code, detail)
+        return ends.bad_gateway(self.choice.service, code, detail)
 
     def _fail(self, error: RouterError) -> None:
         if self.choice is not None and self.choice.panic:
-            error = explain(error, self._gateway.store.current, self.request)
+            error = explain(error, self.gateway.store.current, self.request)
         if not self.relay.started:
             self.relay.status = error.http_status
         self._end(error.code.text, error.message)
@@ -434,24 +347,25 @@ class Exchange:
         else:
             self._client.answer_error(error, self.head, self.own_fields())
 
-    def _stop_waiting(self) -> None:
-        """Want no place and no connection any more."""
-        if self._ticket is not None:
-            self._gateway.room.leave(self._ticket)
-            self._ticket = None
+    def _withdraw(self) -> None:
+        """Want no place, no connection and no answer any more; nobody is to blame."""
+        if self.ticket is not None:
+            self.gateway.room.leave(self.ticket)
+            self.ticket = None
         if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
+        self._leave_engine(Outcome.NEUTRAL)
 
     def _leave_engine(self, outcome: Outcome, *, keep: bool = False) -> None:
         """Release load and connection; the connection goes back to the pool with `keep`.
 
         The connection first: who gets the place must not be at the engine before this one has left.
         """
-        gateway, upstream, in_flight = self._gateway, self._upstream, self._in_flight
+        gateway, upstream, in_flight = self.gateway, self._upstream, self._in_flight
         if upstream is not None:
             self._upstream = upstream.user = None
-            if self._paused:
+            if self.paused:
                 upstream.transport.resume_reading()
             if keep:
                 gateway.pool.put(upstream)
@@ -463,21 +377,21 @@ class Exchange:
 
     def _end(self, code: str | None, reason: str = "") -> None:
         self.ended = True
-        self._deadline.clear()
+        self.deadline.clear()
         if self._retry is not None:
             self._retry.cancel()
         if self._failed is not None:
             self._tell_failed_attempt()
-        self._gateway.exchange_ended(self, self._client.peer, code, reason)
+        self.gateway.exchange_ended(self, self._client.peer, code, reason)
 
     def _tell_failed_attempt(self) -> None:
         """Account for the attempt before this one, whose failure is not the request's."""
         failed, self._failed = self._failed, None
         assert failed is not None
-        self._gateway.attempt_failed(self, failed)
+        self.gateway.attempt_failed(self, failed)
         if self.phase != "queue":
             self.phase = "choose"
 
     def own_fields(self) -> bytes:
         """The router's own fields of the answer, as they stand on the wire."""
-        return own_fields(self.request_id, self.choice, self.attempts)
+        return ends.own_fields(self.request_id, self.choice, self.attempts)

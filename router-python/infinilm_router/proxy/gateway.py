@@ -23,7 +23,8 @@ from infinilm_router.utils.metrics import Counters, Failure
 from infinilm_router.utils.time import DeadlineQueue
 
 if TYPE_CHECKING:
-    from infinilm_router.proxy.forward import Exchange, FailedAttempt
+    from infinilm_router.proxy.ends import FailedAttempt
+    from infinilm_router.proxy.forward import Exchange
     from infinilm_router.proxy.server import ClientConnection
 
 log = logging.getLogger(__name__)

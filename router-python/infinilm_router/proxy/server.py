@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, cast
 from infinilm_router.handlers.context import LocalAnswer
 from infinilm_router.proxy.answers import answer_bytes
 from infinilm_router.proxy.bodies import BodyReader, request_body, too_large
+from infinilm_router.proxy.deadlines import on_deadline
 from infinilm_router.proxy.fields import line_ends_are_clean, refused
 from infinilm_router.proxy.forward import Exchange
 from infinilm_router.proxy.heads import MAX_REQUEST_HEAD, RequestHead, parse_request_head
@@ -360,7 +361,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _on_exchange_deadline(self) -> None:
         if self.exchange is not None:
-            self.exchange.on_deadline()
+            on_deadline(self.exchange)
 
     def _on_deadline(self) -> None:
         if self._state == _IDLE:

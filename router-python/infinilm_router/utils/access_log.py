@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Literal
 from infinilm_router.utils.metrics import Failure
 
 if TYPE_CHECKING:
-    from infinilm_router.proxy.forward import Exchange, FailedAttempt
+    from infinilm_router.proxy.ends import FailedAttempt
+    from infinilm_router.proxy.forward import Exchange
 
 FLUSH_AFTER: Final = 0.2  # seconds
 FLUSH_AT: Final = 512  # lines
