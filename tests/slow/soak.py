@@ -15,19 +15,36 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from rig.engine_process import EngineProcess, engine_processes
 from rig.load_client import Call, Outcome, chat_call
 from rig.processes import Programs, programs, wait_until
+from rig.raw_client import RawClient, request_bytes
 from rig.routers import Router, write_static
 from rig.system import Registry
-from rig.traffic import Traffic, faults
+from rig.traffic import Traffic, faults, served_by
 
 RATE = 20
 LINGERS = 3.0  # seconds after its end in which a fault may still explain an error
 STREAM = {"stream": {"chunks": 10, "interval": 0.05}}
+# How an engine treats half of its requests for a while (see rig.engine_script).
+SCRIPTS: dict[str, dict[str, object]] = {
+    "resets": {**STREAM, "die": {"at": 5, "how": "rst"}},
+    "cuts": {**STREAM, "die": {"at": 5, "how": "fin"}},
+    "cuts inside a chunk": {**STREAM, "die": {"at": 5, "how": "partial"}},
+    "ends without [DONE]": {"stream": {"chunks": 5, "finish": False, "done": False}},
+    "stops in the middle": {**STREAM, "die": {"at": 5, "how": "stall"}},
+    "does not answer": {"die": {"at": "head", "how": "stall"}},
+    "answers late": {**STREAM, "delay": 1.0},
+    "answers 500": {"status": 500},
+    "answers 503": {"status": 503},
+    "is busy": {"status": 429, "headers": {"Retry-After": "1"}},
+    "answers what is no HTTP": {"raw": "HTTP/1.1 200\nOK\n\n"},
+}
 
 
 @dataclass
@@ -88,25 +105,37 @@ class Soak:
             "registry-url": self.registry.url,
             "state-dir": folder,
             "access-log": "errors",
+            "first-byte-timeout": 2,
+            "idle-timeout": 2,
         }
         self.router = Router(run, name, flags)
         self.router.wait_healthy("3/3")
         for engine in self.engines:
             engine.apply(records_kept=10)
         self.done: list[Fault] = []
+        self._faults: dict[str, Callable[[int], None]] = {
+            "an engine is killed": self._kill,
+            "an engine is stopped for a second": self._pause,
+            "an engine says that it is not well": self._refuse,
+            "the registry is killed": self._registry_gone,
+            "clients leave": self._clients_leave,
+            **{f"an engine {what}": partial(self._follow, what) for what in SCRIPTS},
+        }
+        self._to_come: list[str] = []  # of this round: all come before one comes again
 
     def one_fault(self) -> None:
         """A random fault, from its beginning to its end."""
-        what = self._random.choice(
-            [self.kill, self.pause, self.refuse, self.resets, self.registry_gone]
-        )
-        fault = Fault(what.__name__, time.monotonic())
+        if not self._to_come:
+            self._to_come = [*self._faults]
+            self._random.shuffle(self._to_come)
+        what = self._to_come.pop()
+        fault = Fault(what, time.monotonic())
         self.done.append(fault)
-        what(self._random.randrange(3))
+        self._faults[what](self._random.randrange(3))
         fault.ended = time.monotonic()
         self.router.wait_healthy("3/3")
 
-    def kill(self, number: int) -> None:
+    def _kill(self, number: int) -> None:
         dead = self.engines[number]
         dead.program.kill()
         dead.close()
@@ -115,28 +144,39 @@ class Soak:
         again.apply(records_kept=10)
         self.engines[number] = again
 
-    def pause(self, number: int) -> None:
+    def _pause(self, number: int) -> None:
         self.engines[number].program.signal(signal.SIGSTOP)
         self.stop.wait(1)
         self.engines[number].program.signal(signal.SIGCONT)
 
-    def refuse(self, number: int) -> None:
+    def _refuse(self, number: int) -> None:
         self.engines[number].apply(health=503)
         self.stop.wait(1)
         self.engines[number].apply(health=200)
 
-    def resets(self, number: int) -> None:
-        self.engines[number].apply(script={**STREAM, "die": {"at": 5, "how": "rst"}, "share": 0.5})
+    def _follow(self, what: str, number: int) -> None:
+        self.engines[number].apply(script={**SCRIPTS[what], "share": 0.5})
         self.stop.wait(1)
         self.engines[number].apply(script=STREAM)
 
-    def registry_gone(self, _: int) -> None:
+    def _clients_leave(self, _: int) -> None:
+        asked = call(0)
+        wire = request_bytes(asked.method, asked.target, asked.headers, asked.body)
+        for _ in range(20):
+            with RawClient(self.router.url) as client:
+                client.send(wire)
+                client.read_some()
+                client.reset()
+
+    def _registry_gone(self, _: int) -> None:
         self.registry.program.kill()
         self.stop.wait(1)
         self.registry.start()
 
     def explains(self, outcome: Outcome) -> bool:
-        """Whether a fault was under way while a call was."""
+        """Whether it says what went wrong, and a fault was under way while the call was."""
+        if outcome.kind == "unexplained" and not _is_the_engines(outcome):
+            return False
         ended = outcome.due + outcome.ended
         return any(f.began <= ended and outcome.due <= f.ended + LINGERS for f in self.done)
 
@@ -144,6 +184,11 @@ class Soak:
         for engine in self.engines:
             with contextlib.suppress(OSError):
                 engine.close()
+
+
+def _is_the_engines(outcome: Outcome) -> bool:
+    """Whether it is an engine's own error, whole, passed on as it should be."""
+    return outcome.whole and outcome.status >= 400 and served_by(outcome) is not None
 
 
 def call(_: int) -> Call:
@@ -204,9 +249,7 @@ def _run(made: Soak, seconds: float) -> Summary:
 
 def _judge(summary: Summary, made: Soak, outcomes: list[Outcome]) -> None:
     bad = [outcome for outcome in outcomes if outcome.kind != "ok"]
-    unexplained = [
-        outcome for outcome in bad if outcome.kind == "unexplained" or not made.explains(outcome)
-    ]
+    unexplained = [outcome for outcome in bad if not made.explains(outcome)]
     summary.calls, summary.ok = len(outcomes), len(outcomes) - len(bad)
     summary.explained = len(bad) - len(unexplained)
     summary.unexplained = faults(unexplained)
