@@ -84,6 +84,10 @@ def test_by_default_comments_begin_after_15_seconds(start: StartRouter, engine: 
         return outcomes
 
     early, silent = asyncio.run(ask())
+    print(
+        f"R22 {router.name}: by default {comments(silent)} comments in {silent.ended:.0f} s, the"
+        f" first after {silent.first_byte:.2f} s"
+    )
     assert (early.status, silent.kind) == (429, "ok")
     assert comments(silent) == 3
     assert 14.9 <= silent.first_byte <= 15.5
