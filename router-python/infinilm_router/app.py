@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -37,6 +38,7 @@ from infinilm_router.utils.time import DeadlineQueue
 log = logging.getLogger(__name__)
 
 BACKLOG: Final = 4096
+MAX_UNSENT: Final = 64 * 1024  # bytes for a client that the kernel holds, beside those on their way
 FIRST_MODELS_TIME: Final = 1.0  # seconds
 NEEDS_RESTART: Final = ("host", "router_port", "registry_urls", "state_dir")
 QUIET_CHECK: Final = 0.05  # seconds
@@ -195,12 +197,23 @@ async def _listen(gateway: Gateway) -> asyncio.Server:
         backlog=BACKLOG,
         reuse_address=True,
     )
+    for listener in server.sockets:
+        _limit_unsent(listener)
     host, port = server.sockets[0].getsockname()[:2]
     shown = f"[{host}]" if server.sockets[0].family == socket.AF_INET6 else host
     # Not by the log: scripts wait for this line, whatever the log level.
     sys.stdout.write(f"listening on http://{shown}:{port} policy={config.policy}\n")
     sys.stdout.flush()
     return server
+
+
+def _limit_unsent(listener: socket.socket) -> None:
+    """Let the kernel hold little of what a client has not taken: connections inherit it.
+
+    Of megabytes it would not show that a slow reader goes on reading.
+    """
+    with socket.socket(fileno=os.dup(listener.fileno())) as own:  # uvloop's has no setsockopt
+        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
 
 
 async def _drain(gateway: Gateway, server: asyncio.Server, stop: asyncio.Queue[int]) -> None:

@@ -111,17 +111,17 @@ class Fountain:
 
 
 class SlowReaders:
-    """Clients that take a KiB a second, in pieces of 128 bytes, of streams without end."""
+    """Clients that take `rate` bytes a second, eight times a second, of streams without end."""
 
-    def __init__(self, url: str, count: int) -> None:
-        self._url, self._count = url, count
-        self.reading = 0
+    def __init__(self, url: str, count: int, rate: int = 1024) -> None:
+        self._url, self._count, self._size = url, count, rate // 8
+        self.taken = [0] * count  # bytes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._read()), daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        wait_until(lambda: self.reading == self._count)
+        wait_until(lambda: min(self.taken) > 0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -129,9 +129,9 @@ class SlowReaders:
         self._thread.join(10)
 
     async def _read(self) -> None:
-        await asyncio.gather(*(self._one() for _ in range(self._count)))
+        await asyncio.gather(*(self._one(index) for index in range(self._count)))
 
-    async def _one(self) -> None:
+    async def _one(self, index: int) -> None:
         parts, loop = urlsplit(self._url), asyncio.get_running_loop()
         call = chat_call(stream=True)
         with socket.socket() as sock:
@@ -140,11 +140,28 @@ class SlowReaders:
             await loop.sock_connect(sock, (parts.hostname, parts.port))
             request = request_bytes("POST", call.target, call.headers, call.body)
             await loop.sock_sendall(sock, request)
-            first = True
-            while not self._stop.is_set() and await loop.sock_recv(sock, 128):
-                self.reading += first
-                first = False
+            while not self._stop.is_set() and (data := await loop.sock_recv(sock, self._size)):
+                self.taken[index] += len(data)
                 await asyncio.sleep(0.125)
+
+
+def test_a_reader_that_takes_a_little_all_the_time_is_not_taken_for_stuck(
+    start: StartRouter, fakes: Farm
+) -> None:
+    flood, rate = Fountain(), 32 * 1024
+    router = start([flood_service(flood, fakes)], flags={"write-timeout": 2})
+    # What the kernel holds of an answer must be little for that: of 3 MB, a reader's progress
+    # would show too late.
+    with SlowReaders(router.url, 4, rate) as readers:
+        wait_until(lambda: min(readers.taken) > 6 * rate, 30, "about six seconds of reading")
+        assert flood.streams == 4
+    wait_until(lambda: router.in_flight() == flood.streams == 0)
+    fakes.call(flood.server.close())
+
+
+def flood_service(flood: Fountain, fakes: Farm) -> dict[str, object]:
+    port = fakes.call(flood.server.listen(0))
+    return {"name": "flood", "host": "127.0.0.1", "port": port, "metadata": {"models": ["m"]}}
 
 
 @pytest.mark.parametrize(("count", "seconds"), [(20, 2), pytest.param(100, 60, marks=SLOW)])
@@ -152,9 +169,7 @@ def test_others_are_served_as_fast_beside_slow_readers(
     start: StartRouter, fakes: Farm, count: int, seconds: float
 ) -> None:
     flood, other = Fountain(), fakes.engine("other", models=["n"], script={"delay": 0.02})
-    port = fakes.call(flood.server.listen(0))
-    fast = {"name": "flood", "host": "127.0.0.1", "port": port, "metadata": {"models": ["m"]}}
-    router = start([fast, *static(other)])
+    router = start([flood_service(flood, fakes), *static(other)])
 
     def p99(of: list[Outcome]) -> float:
         assert kinds(of) == {"ok": len(of)}

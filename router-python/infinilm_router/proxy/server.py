@@ -110,7 +110,12 @@ class ClientConnection(asyncio.Protocol):
         self.write_paused = True
         if self.exchange is not None:
             self.exchange.pause()
-        self.gateway.queue.set(self._deadline, self.gateway.config.write_timeout)
+        # Later, when what the socket takes at once has gone: that is no sign of a reader.
+        self.gateway.loop.call_soon(self._await_slow_reader)
+
+    def _await_slow_reader(self) -> None:
+        if self.write_paused and not self.transport.is_closing():
+            self._await_reader()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
@@ -318,10 +323,10 @@ class ClientConnection(asyncio.Protocol):
         self.transport.write_eof()
         if self._reading_paused:
             self.transport.resume_reading()
-        self._set_linger()
+        self._await_reader()
 
-    def _set_linger(self) -> None:
-        """Wait for the client to take the rest and to close, as long as it goes on taking."""
+    def _await_reader(self) -> None:
+        """Wait for the client to take what is pending (or to close), as long as it goes on."""
         pending = self._pending_at_tick = self.transport.get_write_buffer_size()
         self.gateway.queue.set(
             self._deadline, self.gateway.config.write_timeout if pending else LINGER
@@ -370,10 +375,8 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(refused("the head did not arrive in time", 408))
         elif self._state == _BODY:
             self._check_body_rate()
-        elif self._state == _CLOSING and (
-            self.transport.get_write_buffer_size() < self._pending_at_tick
-        ):
-            self._set_linger()
+        elif self.transport.get_write_buffer_size() < self._pending_at_tick:
+            self._await_reader()
         else:  # a reader that takes nothing, or does not close
             if self.exchange is not None:
                 self.exchange.client_gone(CLIENT_TIMEOUT)

@@ -8,6 +8,9 @@ use socket2::{Domain, Socket, Type};
 use crate::config::RouterConfig;
 
 const BACKLOG: i32 = 4096;
+/// Bytes for a client that the kernel holds, beside those on their way. Of megabytes it would not
+/// show that a slow reader goes on reading.
+const MAX_UNSENT: u32 = 64 * 1024;
 
 /// Listeners on every address of the host, one group for each thread; and the first address.
 ///
@@ -43,6 +46,7 @@ fn bind(address: SocketAddr, share_port: bool) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    socket.set_tcp_notsent_lowat(MAX_UNSENT)?; // connections inherit it
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
