@@ -1,5 +1,6 @@
 """What the registry's tests share: started registries, registrations, a clock that tests move."""
 
+import asyncio
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,9 @@ import pytest
 import requests
 
 from infinilm_registry.service import Service
+from rig.etcd_cluster import Cluster, etcd_cluster
+from rig.etcd_views import Play, Scenario, World
+from rig.farm import Farm, farm
 from rig.processes import ROOT, Program, Programs, programs
 
 SCRIPT = "registry/service_registry.py"
@@ -144,3 +148,32 @@ def timer() -> Callable[[], float]:
     """Seconds since the test began."""
     began = time.monotonic()
     return lambda: time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One member."""
+    folder = tmp_path_factory.mktemp("etcd")
+    with programs() as run, etcd_cluster(run, folder, size=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def fakes() -> Iterator[Farm]:
+    with farm() as made:
+        yield made
+
+
+@pytest.fixture
+def play(etcd: Cluster, request: pytest.FixtureRequest) -> Play:
+    """Runs a scenario with registries that are nobody else's."""
+
+    def run_scenario(scenario: Scenario) -> None:
+        async def inner() -> None:
+            world = World(etcd, f"c{abs(hash(request.node.name))}")
+            async with world.stack:
+                await scenario(world)
+
+        asyncio.run(inner())
+
+    return run_scenario

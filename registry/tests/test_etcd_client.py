@@ -2,25 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from infinilm_registry.etcd.client import EtcdClient, EtcdError, EtcdUnavailableError
-from rig.farm import Farm, farm
+from rig.farm import Farm
 from rig.relay import Fault, Line
 
 Answer = tuple[int, Any]
 OK: Answer = (200, {"header": {"revision": "7"}})
 SECONDS = 0.3
-
-
-@pytest.fixture
-def fakes() -> Iterator[Farm]:
-    with farm() as made:
-        yield made
 
 
 class FakeMember:

@@ -9,13 +9,13 @@ from rig.fleet import Fleet
 from rig.processes import programs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with programs() as run, etcd_cluster(run, tmp_path_factory.mktemp("etcd")) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory, etcd: Cluster) -> Iterator[Fleet]:
     """Started once: every test leaves it whole, with the engines alone registered."""
     with programs() as run:

@@ -37,6 +37,7 @@ class EtcdClient:
         self._endpoints = list(endpoints)
         self._seconds = seconds
         self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._moved = asyncio.Event()  # set once, when `endpoint` is another one
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=seconds),
@@ -53,18 +54,23 @@ class EtcdClient:
         """Release the connections."""
         await self._session.close()
 
-    async def call(self, path: str, body: Json) -> Json:
-        """The answer of the first member that gives one.
+    async def left(self, endpoint: str) -> None:
+        """Return when it is not the member that is asked first."""
+        while self.endpoint == endpoint:
+            await self._moved.wait()
+
+    async def call(self, path: str, body: Json, seconds: float | None = None) -> Json:
+        """The answer of the first member that gives one, within so many seconds for each.
 
         Raises:
             EtcdUnavailableError: none does.
             EtcdError: etcd refuses.
         """
-        return await self._ask(path, body, only_once=False)
+        return await self._ask(path, body, seconds or self._seconds, only_once=False)
 
     async def call_once(self, path: str, body: Json) -> Json:
         """The same, but no other member is asked once one may have done what is asked."""
-        return await self._ask(path, body, only_once=True)
+        return await self._ask(path, body, self._seconds, only_once=True)
 
     async def watch(self, endpoint: str, body: Json) -> AsyncGenerator[Json]:
         """What a member tells of a watch, message by message, until it ends.
@@ -86,13 +92,13 @@ class EtcdClient:
                     for message in splitter.feed(data):
                         yield _result(message, response.status)
 
-    async def _ask(self, path: str, body: Json, *, only_once: bool) -> Json:
+    async def _ask(self, path: str, body: Json, seconds: float, *, only_once: bool) -> Json:
         reasons = []
         for _ in range(len(self._endpoints)):
             endpoint = self.endpoint
             try:
                 async with self._slots:
-                    return await self._answer(endpoint, path, body)
+                    return await self._answer(endpoint, path, body, seconds)
             except EtcdUnavailableError as error:
                 self._leave(endpoint)
                 if only_once and error.uncertain:
@@ -100,9 +106,9 @@ class EtcdClient:
                 reasons.append(str(error))
         raise EtcdUnavailableError("; ".join(reasons))
 
-    async def _answer(self, endpoint: str, path: str, body: Json) -> Json:
+    async def _answer(self, endpoint: str, path: str, body: Json, seconds: float) -> Json:
         with _telling(endpoint):
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 async with await self._post(endpoint, path, body) as response:
                     return _result(json.loads(await response.read()), response.status)
 
@@ -114,6 +120,8 @@ class EtcdClient:
         """Ask another one first, unless somebody has seen to that already."""
         if self.endpoint == endpoint:
             self._endpoints.append(self._endpoints.pop(0))
+            self._moved.set()
+            self._moved = asyncio.Event()
 
 
 @contextlib.contextmanager

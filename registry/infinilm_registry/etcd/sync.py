@@ -1,9 +1,10 @@
 """Keeps the picture equal to what etcd holds: a whole read, a watch from there on, and checks.
 
 A watch over the gateway is one endless answer, and its end of the line can go silent without a
-word. So a small read that needs the majority of the members is made every few seconds: while it is
-answered, by the member that the watch is with, the picture is current. Messages that a watch has
-lost (etcd 3.4 can lose some after a compaction) are found by reading everything now and then.
+word. So a small read that needs the majority of the members is made twice a second: while it is
+answered, by the member that the watch is with, the picture is current. When any call finds that
+member silent, the watch moves with the calls. Messages that a watch has lost (etcd 3.4 can lose
+some after a compaction) are found by reading everything now and then.
 """
 
 import asyncio
@@ -23,9 +24,13 @@ _JUDGE_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds: between checks, between whole reads, without contact until stale, between tries."""
+    """Seconds: between checks, for one, between whole reads, of silence until stale, between tries.
 
-    check: float = 1.0
+    A watch whose member has fallen silent is left within the first two.
+    """
+
+    check: float = 0.5
+    answer: float = 1.0
     compare: float = 30.0
     stale_after: float = 6.0
     retry: float = 0.3
@@ -108,7 +113,8 @@ class Sync:
         async with asyncio.TaskGroup() as group:
             endpoint = self._client.endpoint
             group.create_task(self._watch(endpoint, revision + 1))
-            group.create_task(self._check(endpoint))
+            group.create_task(self._leave_with_calls(endpoint))
+            group.create_task(self._check())
 
     async def _watch(self, endpoint: str, start: int) -> None:
         create = {**wire.prefix_range(self._picture.place.prefix), "start_revision": str(start)}
@@ -120,7 +126,11 @@ class Sync:
                 self._picture.take_watched(changes, wire.revision_of(message))
         raise LostTrackError(f"{endpoint} ended the watch")
 
-    async def _check(self, endpoint: str) -> None:
+    async def _leave_with_calls(self, endpoint: str) -> None:
+        await self._client.left(endpoint)
+        raise LostTrackError(f"{endpoint} does not answer in time")
+
+    async def _check(self) -> None:
         compare_at = self._clock() + self._pace.compare
         probe = {"key": wire.text(self._picture.place.prefix), "count_only": True}
         while True:
@@ -129,10 +139,8 @@ class Sync:
                 await self.read_all()
                 compare_at = self._clock() + self._pace.compare
             else:
-                await self._client.call("/kv/range", probe)
+                await self._client.call("/kv/range", probe, self._pace.answer)
                 self._touch()
-            if self._client.endpoint != endpoint:
-                raise LostTrackError(f"{endpoint} does not answer in time")
 
     async def _judge(self) -> None:
         """Have the table say so when etcd has not been heard of for too long."""

@@ -1,0 +1,1 @@
+"""R31 and R32: registries on etcd."""
