@@ -79,7 +79,9 @@ status() {
   local name url code=0
   for name in $(service_names); do
     inspect "$name"
-    if [[ $STATE != running ]]; then
+    if is_passing "$name"; then  # its address is the router's
+      [[ $STATE != running ]] || printf '%-28s part of a replacement under way (pid %s)\n' "$name" "${RECORD[pid]}"
+    elif [[ $STATE != running ]]; then
       printf '%-28s not running (%s)\n' "$name" "$STATE" && code=3
     elif url=$(service_url) && http_get "$url/health"; then
       printf '%-28s ready at %s (pid %s)\n' "$name" "$url" "${RECORD[pid]}"

@@ -35,14 +35,6 @@ select_components() {
   done
 }
 
-all_run() {
-  local name
-  for name in $(service_names); do
-    inspect "$name"
-    [[ $STATE == running ]] || { say "$name: ended; its log is ${RECORD[log]}" >&2; return 1; }
-  done
-}
-
 (($# == 0)) || exec "$@"
 select_components
 # Pid files in a kept volume are of an earlier container: none of that can run.

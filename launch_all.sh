@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# usage: launch_all.sh [--implementation auto|python|rust]
+# usage: launch_all.sh [--replace] [--implementation auto|python|rust]
 # Starts registry, router and babysitters, waits until a model can be asked, and says what runs where.
 # What runs already stays as it is. If one part cannot start, what this call started is stopped again.
-# --implementation is for the router, see launch_router.sh.
+# --replace and --implementation are for the router, see launch_router.sh.
 # BABYSITTER_CONFIGS: blank-separated TOML files or launch scripts; default: deployment_configs/babysitters/*.toml.
 set -euo pipefail
 source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
@@ -60,8 +60,8 @@ print_summary() {
     "" "stop it: $ROOT/stop_all.sh"
 }
 
-parse_implementation "$@"
-((${#ARGUMENTS[@]} == 0)) || die 64 "launch_all.sh takes --implementation and nothing else, not: ${ARGUMENTS[*]}"
+parse_launch_flags "$@"
+((${#ARGUMENTS[@]} == 0)) || die 64 "launch_all.sh takes --implementation, --replace and nothing else, not: ${ARGUMENTS[*]}"
 
 files=()
 if [[ $LAUNCH_BABYSITTER == true && -n $BABYSITTER_CONFIGS ]]; then

@@ -109,9 +109,11 @@ check_implementation() { # ORIGIN VALUE
   esac
 }
 
-# Takes --implementation out of the arguments: IMPLEMENTATION and its ORIGIN, ARGUMENTS are the others.
-parse_implementation() { # ARGUMENT...
-  IMPLEMENTATION=${ROUTER_IMPLEMENTATION:-} ORIGIN=ROUTER_IMPLEMENTATION ARGUMENTS=()
+# Takes --implementation and --replace out of the arguments: IMPLEMENTATION and its ORIGIN, REPLACE (true or
+# false), ARGUMENTS are the others.
+# shellcheck disable=SC2034  # launch_router.sh reads REPLACE
+parse_launch_flags() { # ARGUMENT...
+  IMPLEMENTATION=${ROUTER_IMPLEMENTATION:-} ORIGIN=ROUTER_IMPLEMENTATION REPLACE=false ARGUMENTS=()
   while (($#)); do
     case $1 in
       --implementation)
@@ -119,6 +121,7 @@ parse_implementation() { # ARGUMENT...
         IMPLEMENTATION=$2 ORIGIN=--implementation
         shift ;;
       --implementation=*) IMPLEMENTATION=${1#*=} ORIGIN=--implementation ;;
+      --replace) REPLACE=true ;;
       *) ARGUMENTS+=("$1") ;;
     esac
     shift
@@ -215,10 +218,21 @@ inspect() { # NAME: read its pid file into RECORD and set STATE
   fi
 }
 
+is_passing() { [[ $1 == router_next || $1 == router_old ]]; } # NAME: a router that is to replace another, or was replaced
+
 service_names() { # [PREFIX]: the services that have a pid file
   local file
   for file in "$LOG_DIR/${1:-}"*.pid; do
     [[ ! -e $file ]] || basename -- "$file" .pid
+  done
+}
+
+all_run() { # whether everything that was started runs; else says what does not
+  local name
+  for name in $(service_names); do
+    ! is_passing "$name" || continue  # that one may end
+    inspect "$name"
+    [[ $STATE == running ]] || { say "$name: ended; its log is ${RECORD[log]}" >&2; return 1; }
   done
 }
 
@@ -243,7 +257,7 @@ flags() { # FLAG VALUE...: FLAGS becomes those pairs whose value is set
 
 spawn() { # NAME COMMAND...: start it in a session of its own and write its pid file; needs the lock on descriptor 9
   local name=$1 log launch_id started_at pid
-  log=$LOG_DIR/${name}_$(date +%y%m%d%H%M).log
+  log=$LOG_DIR/${name%_next}_$(date +%y%m%d%H%M).log
   launch_id=$(</proc/sys/kernel/random/uuid)
   touch -- "$log"
   RECORD=([log_offset]=$(stat -c %s -- "$log") [log]=$log)
@@ -285,6 +299,57 @@ service_url() { # the address that the service in RECORD printed, as one that ca
 
 health_value() { # KEY DEFAULT: the text that the last health answer has there
   if [[ $HTTP_BODY =~ \"$1\":\ ?\"(([^\"\\]|\\.)*)\" ]]; then say "${BASH_REMATCH[1]}"; else say "$2"; fi
+}
+
+# A service can have a successor, NAME_next, which takes over its port; then that one is NAME, and the other NAME_old.
+
+replace() { # NAME SECONDS COMMAND...: start a successor of NAME, which serves until that one is ready, and as before if it fails
+  local name=$1 old child part code=0
+  exec 9<"$LOG_DIR"
+  flock 9
+  inspect "$name"
+  old=${RECORD[pid]}
+  for part in "$1_next" "$1_old"; do
+    inspect "$part"
+    [[ $STATE != running ]] || die 1 "$name: pid ${RECORD[pid]} ($part) is not done with the last replacement yet: wait until it is, or stop all with ./stop_$name.sh."
+  done
+  spawn "$1_next" "${@:3}"
+  child=$!
+  exec 9<&-
+  wait_ready "$1_next" "$2" "$child" || code=$?
+  settle "$name"
+  if ((code)); then
+    not_replaced "$name" "$old" >&2
+    return "$code"
+  fi
+  inspect "$1_old"
+  say "$name: pid ${RECORD[pid]} takes no new connections and ends what it has begun"
+  await_end "$1_old" "$STOP_TIMEOUT" "${RECORD[pid]}" "${RECORD[start_time]}" || { say "$name: pid ${RECORD[pid]} still runs after $STOP_TIMEOUT s" >&2; return 1; }
+  forget "$1_old" "${RECORD[pid]}"
+  say "$name: replaced"
+}
+
+not_replaced() { # NAME PID: end the successor that did not get ready, and say what serves
+  inspect "$1"
+  [[ ${RECORD[pid]} == "$2" ]] || return 0  # it took over all the same, and wait_ready said what is wrong with it
+  [[ ! -e $LOG_DIR/$1_next.pid ]] || stop_service "$1_next"
+  inspect "$1"
+  if [[ $STATE == running ]]; then
+    say "$1: not replaced; pid $2 serves as before"
+  else
+    say "$1: not replaced, and pid $2 has ended meanwhile: start one without --replace"
+  fi
+}
+
+settle() { # NAME: if its successor serves, the pid files say so from now on
+  exec 9<"$LOG_DIR"
+  flock 9
+  inspect "$1_next"
+  if [[ $STATE == running ]] && service_url >/dev/null; then
+    [[ ! -e $LOG_DIR/$1.pid ]] || ln -f -- "$LOG_DIR/$1.pid" "$LOG_DIR/$1_old.pid"
+    mv -f -- "$LOG_DIR/$1_next.pid" "$LOG_DIR/$1.pid"  # at no moment is there no pid file
+  fi
+  exec 9<&-
 }
 
 wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, with the end of the log

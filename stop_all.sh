@@ -6,10 +6,10 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
 failed=0
 mapfile -t babysitters < <(service_names "babysitter_")
 stop_all_of "${babysitters[@]}" || failed=1
-stop_service router || failed=1
+"$ROOT/stop_router.sh" || failed=1
 stop_service registry || failed=1
 mapfile -t others < <(service_names)  # what is left: files of earlier versions, or what just failed
 for name in "${others[@]}"; do
-  [[ $name == babysitter_* || $name == router || $name == registry ]] || stop_service "$name" || failed=1
+  [[ $name == babysitter_* || $name == router || $name == router_* || $name == registry ]] || stop_service "$name" || failed=1
 done
 exit "$failed"

@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 
@@ -20,9 +17,9 @@ from infinilm_router.handlers import find_handler
 from infinilm_router.handlers.context import Context
 from infinilm_router.models.catalog import ModelCatalog
 from infinilm_router.models.learner import ModelLearner
+from infinilm_router.port import Port, confirm
 from infinilm_router.proxy.gateway import Gateway
 from infinilm_router.proxy.pool import UpstreamPool
-from infinilm_router.proxy.server import ClientConnection
 from infinilm_router.registry.client import RegistryClient
 from infinilm_router.registry.sync import RegistrySync
 from infinilm_router.router.health import HealthProber
@@ -32,18 +29,28 @@ from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.access_log import AccessLog
 from infinilm_router.utils.errors import Code, RouterError
 from infinilm_router.utils.fetch import control_session
+from infinilm_router.utils.handover import Door, HandoverError, Successor
 from infinilm_router.utils.metrics import Counters
 from infinilm_router.utils.time import DeadlineQueue
 
 log = logging.getLogger(__name__)
 
-BACKLOG: Final = 4096
-MAX_UNSENT: Final = 64 * 1024  # bytes for a client that the kernel holds, beside those on their way
-FIRST_MODELS_TIME: Final = 1.0  # seconds
-NEEDS_RESTART: Final = ("host", "router_port", "registry_urls", "state_dir")
+NEEDS_RESTART: Final = ("host", "router_port", "registry_urls", "state_dir", "handover")
+LAST_REQUESTS: Final = 0.25  # seconds for the requests of those who connected last
 QUIET_CHECK: Final = 0.05  # seconds
 ERROR_EVENT_TIME: Final = 1.0  # seconds for the last error events to reach their clients
 AT_ONCE: Final = 0.1  # the same, after a second signal
+NEWS: Final = 5.0  # seconds between two lines about a drain under way
+
+T = TypeVar("T")
+
+
+class _Parts(NamedTuple):
+    """What serving needs."""
+
+    gateway: Gateway
+    context: Context
+    learner: ModelLearner
 
 
 class App:
@@ -57,30 +64,53 @@ class App:
         self._reload = reload
         self._loops: list[asyncio.Task[None]] = []
         self._configured: list[Callable[[RouterConfig], None]] = []
+        self._stopping = False
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, then drain. Returns the exit code."""
-        stop = _stop_signals()
         async with control_session() as session:
-            gateway, learner = self._build(session)
+            parts = self._build(session)
             try:
-                await _first_models(learner)
-                server = await _listen(gateway)
-                gateway.loop.add_signal_handler(signal.SIGHUP, self._configure)
-                await stop.get()
-                gateway.loop.remove_signal_handler(signal.SIGHUP)
-                await _drain(gateway, server, stop)
+                await self._serve(parts, _stop_signals())
+            except HandoverError as error:
+                log.error("can't start reason=%s", error)  # noqa: TRY400
+                return 1
             except OSError as error:
                 address = f"{self._config.host}:{self._config.router_port}"
                 log.error("can't listen address=%s reason=%s", address, error.strerror)  # noqa: TRY400
                 return 1
             finally:
                 await self._stop_loops()
-                gateway.close()
+                parts.gateway.close()
         log.info("stopped")
         return 0
 
-    def _build(self, session: aiohttp.ClientSession) -> tuple[Gateway, ModelLearner]:
+    async def _serve(self, parts: _Parts, stop: asyncio.Queue[int]) -> None:
+        """Serve until a signal comes or a successor has taken over, then drain."""
+        port = await _unless_stopped(stop, Port.open(*parts))
+        if port is None:
+            return
+        door = None if port.old else self._door()
+        if port.old:
+            await confirm(port.old)
+            try:
+                door = self._door()
+            except HandoverError as error:
+                log.warning("the next router can't take over reason=%s", error)
+        port.announce()
+        loop = parts.gateway.loop
+        loop.add_signal_handler(signal.SIGHUP, self._configure)
+        successor = await _unless_stopped(stop, _offered(door, port))
+        loop.remove_signal_handler(signal.SIGHUP)
+        if door:
+            door.close()
+        self._stopping = successor is None
+        await _drain(parts.gateway, port, stop, successor)
+
+    def _door(self) -> Door | None:
+        return Door(self._config.handover) if self._config.handover else None
+
+    def _build(self, session: aiohttp.ClientSession) -> _Parts:
         config = self._config
         loop = asyncio.get_running_loop()
         queue = DeadlineQueue(loop)
@@ -101,7 +131,7 @@ class App:
             prober=prober,
             counters=counters,
             connections=lambda: len(gateway.clients),
-            draining=lambda: gateway.draining,
+            draining=lambda: self._stopping,
             started_at=time.time(),
         )
         gateway = Gateway(
@@ -129,7 +159,7 @@ class App:
             self._configured.append(
                 lambda new: store.set_services(learner.fill(s) for s in new.static_services)
             )
-        return gateway, learner
+        return _Parts(gateway, context, learner)
 
     def _configure(self) -> None:
         """Apply the configuration as it stands now; a bad one changes nothing."""
@@ -173,12 +203,6 @@ def _on_health_change(pool: UpstreamPool) -> Callable[[Service, bool], None]:
     return changed
 
 
-async def _first_models(learner: ModelLearner) -> None:
-    """Engines that name no models are asked before the first client comes, if they answer soon."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(learner.settled.wait(), FIRST_MODELS_TIME)
-
-
 def _stop_signals() -> asyncio.Queue[int]:
     """SIGTERM and SIGINT, in the order in which they come."""
     signals: asyncio.Queue[int] = asyncio.Queue()
@@ -188,48 +212,52 @@ def _stop_signals() -> asyncio.Queue[int]:
     return signals
 
 
-async def _listen(gateway: Gateway) -> asyncio.Server:
+async def _unless_stopped(stop: asyncio.Queue[int], waited: Coroutine[Any, Any, T]) -> T | None:
+    """What is waited for; None when a signal stops the router before."""
+    told = asyncio.ensure_future(stop.get())
+    waiting = asyncio.ensure_future(waited)
+    try:
+        await asyncio.wait((waiting, told), return_when=asyncio.FIRST_COMPLETED)
+        return None if told.done() else await waiting
+    finally:
+        for task in (told, waiting):
+            task.cancel()
+        await asyncio.gather(told, waiting, return_exceptions=True)
+
+
+async def _offered(door: Door | None, port: Port) -> Successor:
+    """The successor that has taken over; without a door there is none, ever."""
+    if door is None:
+        never: asyncio.Future[Successor] = asyncio.get_running_loop().create_future()
+        return await never
+    return await door.offer(port.filenos())
+
+
+async def _drain(
+    gateway: Gateway, port: Port, stop: asyncio.Queue[int], successor: Successor | None
+) -> None:
+    """Stop taking requests, let running ones end; one signal more ends at once."""
     config = gateway.config
-    server = await gateway.loop.create_server(
-        lambda: ClientConnection(gateway),
-        config.host,
-        config.router_port,
-        backlog=BACKLOG,
-        reuse_address=True,
-    )
-    for listener in server.sockets:
-        _limit_unsent(listener)
-    host, port = server.sockets[0].getsockname()[:2]
-    shown = f"[{host}]" if server.sockets[0].family == socket.AF_INET6 else host
-    # Not by the log: scripts wait for this line, whatever the log level.
-    sys.stdout.write(f"listening on http://{shown}:{port} policy={config.policy}\n")
-    sys.stdout.flush()
-    return server
-
-
-def _limit_unsent(listener: socket.socket) -> None:
-    """Let the kernel hold little of what a client has not taken: connections inherit it.
-
-    Of megabytes it would not show that a slow reader goes on reading.
-    """
-    with socket.socket(fileno=os.dup(listener.fileno())) as own:  # uvloop's has no setsockopt
-        own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT)
-
-
-async def _drain(gateway: Gateway, server: asyncio.Server, stop: asyncio.Queue[int]) -> None:
-    """Stop taking requests, let running ones end; a second signal ends at once."""
-    config = gateway.config
-    log.info("draining in_flight=%d", gateway.book.in_flight)
     gateway.draining = True
-    drained = gateway.loop.create_task(_drained(gateway, server))
-    again = gateway.loop.create_task(stop.get())
+    signals_left = 1
+    if successor:
+        # The port is served as ever: connections that are still here hear nothing of it.
+        port.leave()
+        successor.release()
+        log.info("handed over in_flight=%d", gateway.book.in_flight)
+        signals_left = 2
+    else:
+        log.info("draining in_flight=%d", gateway.book.in_flight)
+    drained = gateway.loop.create_task(_drained(gateway, port))
+    again = gateway.loop.create_task(_signals(stop, signals_left))
+    news = gateway.loop.create_task(_tell(gateway))
     limit = config.drain_delay + config.drain_timeout
     done, _ = await asyncio.wait(
         (drained, again), timeout=limit, return_when=asyncio.FIRST_COMPLETED
     )
-    for task in (drained, again):
+    for task in (drained, again, news):
         task.cancel()
-    server.close()
+    port.leave()
     if again in done:
         log.info("second signal: stopping at once")
         await _end_the_rest(gateway, AT_ONCE)
@@ -237,10 +265,23 @@ async def _drain(gateway: Gateway, server: asyncio.Server, stop: asyncio.Queue[i
         await _end_the_rest(gateway, ERROR_EVENT_TIME)
 
 
-async def _drained(gateway: Gateway, server: asyncio.Server) -> None:
+async def _signals(stop: asyncio.Queue[int], count: int) -> None:
+    for _ in range(count):
+        await stop.get()
+
+
+async def _tell(gateway: Gateway) -> None:
+    """Whoever waits for the end sees that it comes nearer; after a hand-over nothing else tells."""
+    while True:
+        await asyncio.sleep(NEWS)
+        log.info("still draining in_flight=%d", gateway.book.in_flight)
+
+
+async def _drained(gateway: Gateway, port: Port) -> None:
     """Balancers see /health say 503 for `drain_delay`, then the port closes, then the rest ends."""
     await asyncio.sleep(gateway.config.drain_delay)
-    server.close()
+    await port.close()
+    await asyncio.sleep(LAST_REQUESTS)
     for client in list(gateway.clients):
         client.close_if_idle()
     await _quiet(gateway)

@@ -129,6 +129,11 @@ class RouterConfig:
     state_dir: Path | None = _setting(  # noqa: RUF009 - makes a field
         None, checks.path(), 'folder for the last known services; "" or none = off (default: logs/)'
     )
+    handover: Path | None = _setting(  # noqa: RUF009 - makes a field
+        None,
+        checks.path(),
+        "Unix socket at which a successor takes over the port (--take-over); none = off",
+    )
     log_level: str = _setting(
         "info", checks.one_of("debug", "info", "warning", "error"), "least level that is logged"
     )
@@ -137,6 +142,7 @@ class RouterConfig:
     )
     static_services: tuple[Service, ...] = ()
     engine_api_key: str | None = field(default=None, repr=False)
+    take_over: bool = False  # the port of the router that runs: a way to start, not a setting
 
     def to_json(self) -> str:
         """The effective settings as JSON with sorted keys; the API key is left out."""

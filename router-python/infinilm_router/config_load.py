@@ -84,6 +84,7 @@ def load_config(argv: Sequence[str], environ: Mapping[str, str]) -> Command:
     loader.layer("flags", _of_flags(flags))
     if flags.static_services is not None:
         loader.static_file(Path(flags.static_services))
+    loader.take_over(asked=flags.take_over)
     return Command(loader.finish(), flags.check_config)
 
 
@@ -145,6 +146,13 @@ class _Loader:
         if content is not MISSING:
             report = partial(self._fault, str(file))
             self._values["static_services"] = services_of_file(content, report)
+
+    def take_over(self, *, asked: bool) -> None:
+        """Whether the port of the router that runs is to be taken over."""
+        self._values["take_over"] = asked
+        if asked and self._values.get("handover") is None:
+            reason = "give --handover, the one that the running router was started with"
+            self._fault("flags", "--take-over", MISSING, reason)
 
     def finish(self) -> RouterConfig:
         """The configuration, or all faults."""
@@ -268,6 +276,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--static-services", metavar="FILE", help="JSON file with services to route to for ever")
     about = "print the effective settings and exit"
     parser.add_argument("--check-config", action="store_true", help=about)
+    about = "take over the port of the router that runs with the same --handover"
+    parser.add_argument("--take-over", action="store_true", help=about)
     defaults = {f.name: f.default for f in dataclasses.fields(RouterConfig)}
     for name, setting in ALL_SETTINGS.items():
         default = defaults.get(name)

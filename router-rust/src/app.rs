@@ -1,18 +1,16 @@
 //! The router as a whole: makes the parts, runs the loops, drains and cleans up.
 
+use std::future::pending;
 use std::io::{self, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
-use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, LocalSet};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
 use crate::config::RouterConfig;
@@ -20,8 +18,9 @@ use crate::config_load::ConfigError;
 use crate::handlers::context::Context;
 use crate::models::catalog::ModelCatalog;
 use crate::models::learner::ModelLearner;
+use crate::port::{Fault, Port, confirm};
 use crate::proxy::gateway::{Settings, Shared};
-use crate::proxy::worker::{Orders, Phase, serve_thread};
+use crate::proxy::worker::{LOOKUPS_TIME, Phase, Workers, new_runtime, tell};
 use crate::registry::client::{RegistryClient, TIMEOUT};
 use crate::registry::sync::RegistrySync;
 use crate::router::engine::Limits;
@@ -31,13 +30,10 @@ use crate::router::policies::Policy;
 use crate::router::queue::{RoomLimits, WaitingRoom};
 use crate::router::selection::Rules;
 use crate::router::table::TableStore;
-use crate::utils::listen::{bind_all, plain_reason};
+use crate::utils::handover::{Door, HandoverError, Successor};
+use crate::utils::listen::plain_reason;
 use crate::utils::logging::LogLevel;
 use crate::utils::time::seconds;
-
-const FIRST_MODELS_TIME: Duration = Duration::from_secs(1);
-/// Time for look-ups of names to end with the router.
-const LOOKUPS_TIME: Duration = Duration::from_secs(1);
 
 type Reload = Box<dyn Fn() -> Result<RouterConfig, ConfigError>>;
 type Configured = Box<dyn Fn(&Arc<RouterConfig>)>;
@@ -78,46 +74,19 @@ impl Signals {
         }
     }
 
+    /// The same, so many times.
+    async fn stop_after(&mut self, count: u32) {
+        for _ in 0..count {
+            self.stop().await;
+        }
+    }
+
     /// SIGHUP, or one of those that stop the router: true.
     async fn reload_or_stop(&mut self) -> bool {
         tokio::select! {
             _ = self.terminate.recv() => true,
             _ = self.interrupt.recv() => true,
             _ = self.hangup.recv() => false,
-        }
-    }
-}
-
-/// The threads that serve, and the way to tell them what to do.
-struct Workers {
-    shared: Arc<Shared>,
-    orders: watch::Sender<Orders>,
-    /// Ends when every worker has.
-    running: mpsc::Receiver<()>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Workers {
-    fn order(&self, phase: Phase) {
-        self.orders.send_modify(|orders| orders.phase = phase);
-    }
-
-    /// Balancers see /health say 503 for `delay`, then the port closes, then the rest ends.
-    async fn drained(&mut self, delay: Duration) {
-        sleep(delay).await;
-        self.order(Phase::Closing);
-        self.ended().await;
-    }
-
-    async fn ended(&mut self) {
-        while self.running.recv().await.is_some() {}
-    }
-
-    fn join(self) {
-        for thread in self.threads {
-            if thread.join().is_err() {
-                error!("a serving thread died");
-            }
         }
     }
 }
@@ -137,7 +106,7 @@ impl App {
 
     /// Serve until SIGTERM or SIGINT, then drain. Returns the exit code.
     pub fn run(mut self) -> ExitCode {
-        let started = new_runtime().and_then(|runtime| {
+        let started = new_runtime().map_err(Fault::from).and_then(|runtime| {
             let ended = LocalSet::new().block_on(&runtime, self.serve());
             // A look-up of a name that hangs must not hold up the end.
             runtime.shutdown_timeout(LOOKUPS_TIME);
@@ -148,7 +117,7 @@ impl App {
                 info!("stopped");
                 ExitCode::SUCCESS
             }
-            Err(reason) => {
+            Err(Fault::Listen(reason)) => {
                 let (host, port) = (&self.config.host, self.config.router_port);
                 error!(
                     "can't listen address={host}:{port} reason={}",
@@ -156,26 +125,86 @@ impl App {
                 );
                 ExitCode::FAILURE
             }
+            Err(Fault::Handover(reason)) => {
+                error!("can't start reason={reason}");
+                ExitCode::FAILURE
+            }
         }
     }
 
-    async fn serve(&mut self) -> io::Result<()> {
+    async fn serve(&mut self) -> Result<(), Fault> {
         let mut signals = Signals::new()?;
         let (shared, learner) = self.build();
-        // Engines that name no models are asked before the first client comes, if they answer soon.
-        let _ = timeout(FIRST_MODELS_TIME, learner.settled()).await;
-        let (listeners, address) = bind_all(&self.config)?;
-        let mut workers = self.start_workers(shared, listeners)?;
-        self.announce(address)?;
-        while !signals.reload_or_stop().await {
-            self.configure(&workers);
+        let opened = tokio::select! {
+            opened = Port::open(&self.config, &shared.context, &learner) => Some(opened?),
+            () = signals.stop() => None,
+        };
+        if let Some(port) = opened {
+            self.serve_at(port, shared, &mut signals).await?;
         }
-        self.drain(&mut workers, &mut signals).await;
-        workers.join();
         for running in &self.loops {
             running.abort();
         }
         Ok(())
+    }
+
+    fn door(&self) -> Result<Option<Door>, HandoverError> {
+        self.config.handover.as_deref().map(Door::open).transpose()
+    }
+
+    /// Serve until a signal comes or a successor has taken over, then drain.
+    async fn serve_at(
+        &mut self,
+        port: Port,
+        shared: Arc<Shared>,
+        signals: &mut Signals,
+    ) -> Result<(), Fault> {
+        let kept = port.kept;
+        let mut door = if port.old.is_none() {
+            self.door()?
+        } else {
+            None
+        };
+        let settings = Arc::new(Settings::new(Arc::clone(&self.config)));
+        let mut workers = Workers::start(shared, settings, port.listeners)?;
+        if let Some(inheritance) = port.old {
+            confirm(inheritance).await;
+            door = self.door().unwrap_or_else(|fault| {
+                warn!("the next router can't take over reason={fault}");
+                None
+            });
+        }
+        self.announce(port.address)?;
+        let successor = self
+            .until_told(&workers, signals, door.as_ref(), &kept)
+            .await;
+        drop((door, kept)); // the port closes with the last copy of its sockets
+        self.drain(&mut workers, signals, successor).await;
+        workers.join();
+        Ok(())
+    }
+
+    /// Returns when a signal stops the router, or with the successor that has taken over.
+    async fn until_told(
+        &mut self,
+        workers: &Workers,
+        signals: &mut Signals,
+        door: Option<&Door>,
+        kept: &[TcpListener],
+    ) -> Option<Successor> {
+        let mut offered = pin!(async {
+            match door {
+                Some(door) => door.offer(kept).await,
+                None => pending().await,
+            }
+        });
+        loop {
+            tokio::select! {
+                successor = &mut offered => return Some(successor),
+                stop = signals.reload_or_stop() => if stop { return None },
+            }
+            self.configure(workers);
+        }
     }
 
     fn build(&mut self) -> (Arc<Shared>, Arc<ModelLearner>) {
@@ -262,42 +291,6 @@ impl App {
         });
     }
 
-    /// One thread for each group of listeners; this one serves the last.
-    fn start_workers(
-        &self,
-        shared: Arc<Shared>,
-        mut listeners: Vec<Vec<TcpListener>>,
-    ) -> io::Result<Workers> {
-        let settings = Arc::new(Settings::new(Arc::clone(&self.config)));
-        let phase = Phase::Serving;
-        let (orders, receiver) = watch::channel(Orders { phase, settings });
-        let (alive, running) = mpsc::channel(1);
-        let own = listeners.pop().unwrap_or_default();
-        let mut threads = Vec::new();
-        for listeners in listeners {
-            let (shared, orders) = (Arc::clone(&shared), receiver.clone());
-            let (alive, runtime) = (alive.clone(), new_runtime()?);
-            threads.push(std::thread::Builder::new().spawn(move || {
-                let _alive = alive;
-                LocalSet::new().block_on(&runtime, serve_thread(shared, listeners, orders));
-                runtime.shutdown_timeout(LOOKUPS_TIME);
-            })?);
-        }
-        tokio::task::spawn_local({
-            let shared = Arc::clone(&shared);
-            async move {
-                let _alive = alive;
-                serve_thread(shared, own, receiver).await;
-            }
-        });
-        Ok(Workers {
-            shared,
-            orders,
-            running,
-            threads,
-        })
-    }
-
     /// Not by the log: scripts wait for this line, whatever the log level.
     fn announce(&self, address: SocketAddr) -> io::Result<()> {
         let mut out = io::stdout().lock();
@@ -324,24 +317,38 @@ impl App {
         for configure in &self.configured {
             configure(&self.config);
         }
-        let settings = Arc::new(Settings::new(Arc::clone(&self.config)));
-        workers
-            .orders
-            .send_modify(|orders| orders.settings = settings);
+        workers.configure(Arc::new(Settings::new(Arc::clone(&self.config))));
         info!("configuration reloaded");
     }
 
-    /// Stop taking requests, let running ones end; a second signal ends at once.
-    async fn drain(&self, workers: &mut Workers, signals: &mut Signals) {
-        info!("draining in_flight={}", workers.shared.book.in_flight());
-        self.draining.store(true, Ordering::Relaxed);
-        workers.order(Phase::Draining);
+    /// Stop taking requests, let running ones end; one signal more ends at once.
+    async fn drain(
+        &self,
+        workers: &mut Workers,
+        signals: &mut Signals,
+        successor: Option<Successor>,
+    ) {
+        let in_flight = workers.shared.book.in_flight();
+        let mut signals_left = 1;
+        if let Some(successor) = successor {
+            // The port is served as ever: connections that are still here hear nothing of it.
+            workers.order(Phase::HandedOver);
+            successor.release();
+            info!("handed over in_flight={in_flight}");
+            signals_left = 2;
+        } else {
+            self.draining.store(true, Ordering::Relaxed);
+            workers.order(Phase::Draining);
+            info!("draining in_flight={in_flight}");
+        }
+        let shared = Arc::clone(&workers.shared);
         let delay = seconds(self.config.drain_delay);
         let limit = delay + seconds(self.config.drain_timeout);
         let phase = tokio::select! {
             () = workers.drained(delay) => return,
+            never = tell(&shared) => never,
             () = sleep(limit) => Phase::Ending,
-            () = signals.stop() => {
+            () = signals.stop_after(signals_left) => {
                 info!("second signal: stopping at once");
                 Phase::Stopped
             }
@@ -384,8 +391,5 @@ fn keep_what_needs_restart(old: &RouterConfig, new: &mut RouterConfig) {
     keep("router_port", &old.router_port, &mut new.router_port);
     keep("registry_urls", &old.registry_urls, &mut new.registry_urls);
     keep("state_dir", &old.state_dir, &mut new.state_dir);
-}
-
-fn new_runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
+    keep("handover", &old.handover, &mut new.handover);
 }

@@ -60,6 +60,8 @@ macro_rules! settings {
             /// Threads that serve requests; how a router is built, so not one of the settings that
             /// both routers share.
             pub threads: usize,
+            /// Take over the port of the router that runs: a way to start, not a setting.
+            pub take_over: bool,
         }
 
         impl Default for RouterConfig {
@@ -68,6 +70,7 @@ macro_rules! settings {
                     $($name: $default,)*
                     static_services: Vec::new(),
                     engine_api_key: None,
+                    take_over: false,
                     threads: std::thread::available_parallelism().map_or(1, Into::into),
                 }
             }
@@ -161,6 +164,8 @@ settings! {
         "file with the API key that the router shows to engines";
     state_dir: Option<PathBuf> = None, FilePath,
         "folder for the last known services; \"\" or none = off (default: logs/)";
+    handover: Option<PathBuf> = None, FilePath,
+        "Unix socket at which a successor takes over the port (--take-over); none = off";
     log_level: &'static str = "info", one_of(&["debug", "info", "warning", "error"], &[]),
         "least level that is logged";
     access_log: &'static str = "all", one_of(&["all", "errors", "off"], &[]),

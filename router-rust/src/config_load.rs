@@ -108,6 +108,7 @@ pub fn load_config(
     loader.layer("environment", of_environment(environ));
     loader.layer("flags", of_flags(&flags));
     loader.threads(&flags);
+    loader.take_over(&flags);
     if let Some(file) = &flags.static_services {
         loader.static_file(&files::plain_path(file));
     }
@@ -252,6 +253,14 @@ impl Loader {
             });
         }
         self.layer(place, given);
+    }
+
+    fn take_over(&mut self, flags: &Flags) {
+        self.config.take_over = flags.take_over;
+        if flags.take_over && self.config.handover.is_none() {
+            let reason = "give --handover, the one that the running router was started with";
+            self.fault("flags", "--take-over", None, reason);
+        }
     }
 
     fn threads(&mut self, flags: &Flags) {

@@ -15,6 +15,7 @@ use crate::config_load::{Fault, all_settings};
 use crate::utils::json::compact;
 
 const CHECK_CONFIG: &str = "check-config";
+const TAKE_OVER: &str = "take-over";
 const CONFIG: &str = "config";
 const STATIC_SERVICES: &str = "static-services";
 const THREADS: &str = "threads";
@@ -27,6 +28,7 @@ const UNKNOWN: &str = "\0";
 pub struct Flags {
     pub help: bool,
     pub check_config: bool,
+    pub take_over: bool,
     pub config: Option<String>,
     pub static_services: Option<String>,
     pub threads: Option<String>,
@@ -73,6 +75,7 @@ fn first_unknown(words: &[String]) -> Option<usize> {
 impl Flags {
     fn take(&mut self, matches: &ArgMatches) {
         self.check_config = matches.get_flag(CHECK_CONFIG);
+        self.take_over = matches.get_flag(TAKE_OVER);
         self.config = self.text(matches, CONFIG, "--config");
         self.static_services = self.text(matches, STATIC_SERVICES, "--static-services");
         self.threads = self.text(matches, THREADS, "--threads");
@@ -113,6 +116,12 @@ fn command() -> Command {
                 .long(CHECK_CONFIG)
                 .action(ArgAction::SetTrue)
                 .help("print the effective settings and exit"),
+        )
+        .arg(
+            Arg::new(TAKE_OVER)
+                .long(TAKE_OVER)
+                .action(ArgAction::SetTrue)
+                .help("take over the port of the router that runs with the same --handover"),
         )
         .arg(
             Arg::new(UNKNOWN)

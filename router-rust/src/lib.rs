@@ -10,6 +10,7 @@ pub mod config_load;
 pub mod flags;
 pub mod handlers;
 pub mod models;
+pub mod port;
 pub mod proxy;
 pub mod registry;
 pub mod router;

@@ -272,6 +272,9 @@ FLAG_SETS: dict[str, list[str]] = {
     "equals": ["--router-port=9", "--state-dir="],
     "all": ["--proxy-timeout", "7", "--idle-timeout", "1e-3", "--drain-delay", "0", "--access-log", "off"],
     "twice": ["--router-port", "1", "--router-port", "2"],
+    "take over": ["--take-over"],
+    "take over from": ["--take-over", "--handover", "x.sock"],
+    "handover": ["--handover", "/run/x.sock", "--handover="],
     "missing file": ["--config", "missing.json", "--static-services", "missing.json"],
 }  # fmt: skip
 

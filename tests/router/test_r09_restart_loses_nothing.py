@@ -12,6 +12,7 @@ from rig.fake_engine import FakeEngine
 from rig.flows import static
 from rig.load_client import LoadClient, Outcome, chat_call
 from rig.processes import wait_until
+from rig.raw_client import RawClient, request_bytes
 from rig.routers import SLOW, Router, StartRouter
 from rig.traffic import faults
 
@@ -68,12 +69,30 @@ async def short_calls(switch: Switch, rate: float, seconds: float) -> list[Outco
 
 
 class Seen(NamedTuple):
-    """Outcomes; seconds from the signal to "not ready", and from the last stream to the exit."""
+    """Outcomes; seconds from the signal to "not ready" and until the port is closed, and from the
+    last stream to the exit."""
 
     streams: list[Outcome]
     calls: list[Outcome]
     unready: float
+    closed: float
     exited: float
+
+
+async def watch_port(router: Router) -> float:
+    """Seconds from now until the port is closed."""
+    began = time.monotonic()
+    while is_open(router):  # noqa: ASYNC110 - seen from outside
+        await asyncio.sleep(0.02)
+    return time.monotonic() - began
+
+
+def is_open(router: Router) -> bool:
+    try:
+        with RawClient(router.url):
+            return True
+    except OSError:
+        return False
 
 
 async def traffic_while_one_stops(switch: Switch, streams: int, stream_seconds: float) -> Seen:
@@ -90,6 +109,7 @@ async def traffic_while_one_stops(switch: Switch, streams: int, stream_seconds: 
     await asyncio.sleep(stream_seconds / 4)
     told = time.monotonic()
     stopping.program.signal(signal.SIGTERM)
+    closed = await watch_port(stopping)
     done = list(await asyncio.gather(*running))
     last = max(outcome.due + outcome.ended for outcome in done[::2])
     await asyncio.to_thread(stopping.program.wait, 20)
@@ -98,11 +118,11 @@ async def traffic_while_one_stops(switch: Switch, streams: int, stream_seconds: 
     watcher.cancel()
     for client in clients:
         await client.close()
-    return Seen(done, calls, switch.last_loss - told, exited)
+    return Seen(done, calls, switch.last_loss - told, closed, exited)
 
 
 @pytest.mark.parametrize(
-    ("streams", "seconds", "delay"), [(6, 2.0, 0.5), pytest.param(30, 20.0, 5.0, marks=SLOW)]
+    ("streams", "seconds", "delay"), [(6, 3.0, 0.8), pytest.param(30, 20.0, 5.0, marks=SLOW)]
 )
 def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
     start: StartRouter, engine: FakeEngine, streams: int, seconds: float, delay: float
@@ -113,11 +133,43 @@ def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
     lost = faults(seen.streams + seen.calls)
     print(
         f"R9 {switch.routers[0].name}: {len(lost)} of {streams} streams and {len(seen.calls)} calls"
-        f" lost, not ready {seen.unready:.2f} s after SIGTERM, gone {seen.exited:.2f} s after the"
-        " last stream"
+        f" lost, not ready {seen.unready:.2f} s after SIGTERM, port closed after {seen.closed:.2f}"
+        f" s, gone {seen.exited:.2f} s after the last stream"
     )
     assert lost == []
     assert switch.routers[0].program.wait() == 0
     assert 0 <= seen.unready <= 0.5
-    assert seen.exited <= 2.0
+    assert seen.closed >= delay
+    assert seen.exited <= 1.0
+    news = switch.routers[0].program.output.count("still draining in_flight=")
+    assert news >= seconds // 5 - 2, "a long drain is seen in the log"
     wait_until(lambda: switch.routers[1].in_flight() == 0)
+
+
+@pytest.mark.parametrize(
+    ("signals", "limit"), [(1, 2.0), (2, 1.0)], ids=["the grace is over", "a second signal"]
+)
+def test_a_stream_that_outlives_the_router_is_ended_by_an_error_event(
+    start: StartRouter, engine: FakeEngine, signals: int, limit: float
+) -> None:
+    grace = 1.0 if signals == 1 else 60.0
+    router = start(static(engine), flags={"drain-delay": 0.2, "drain-timeout": grace})
+    call = chat_call(stream=True, script={"stream": {"chunks": 10_000, "interval": 0.02}})
+    with RawClient(router.url) as client:
+        client.send(request_bytes(call.method, call.target, call.headers, call.body))
+        assert client.read_some()
+        told = time.monotonic()
+        for _ in range(signals):
+            router.program.signal(signal.SIGTERM)
+            router.program.wait_for_line("draining in_flight=1")
+        body = b""
+        while more := client.read_some():
+            body += more
+    assert router.program.wait() == 0
+    took = time.monotonic() - told
+    last = body.rstrip().split(b"\n\n")[-1]
+    assert b'"code":"draining"' in last
+    assert b"[DONE]" not in body
+    assert not body.endswith(b"0\r\n\r\n"), "the end of the body must not look orderly"
+    print(f"R9 {router.name}: {signals} signal, grace {grace:g} s: gone after {took:.2f} s")
+    assert took <= (0.2 + grace if signals == 1 else 0) + limit

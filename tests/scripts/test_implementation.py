@@ -335,7 +335,7 @@ def test_a_running_router_stays_and_who_wants_the_other_one_is_told(bare):
     code, output = bare.script("launch_router.sh", "--implementation=rust")
     assert code == 0, output
     assert f"router: already running (pid {pid}, python)" in output
-    assert "not the rust one that is asked for (--implementation): run ./stop_router.sh" in output
+    assert "not the rust one that is asked for (--implementation): add --replace" in output
     assert "using" not in output
     code, output = bare.script("launch_router.sh")
     assert code == 0, output

@@ -42,6 +42,7 @@ class ModelLearner:
         self._store = store
         self._learned: dict[Key, Models] = {}
         self._unsettled: set[Key] = set()
+        self._asked: set[Key] = set()
         self._tasks: TaskSet[Key] = TaskSet()
         self.configure(config)
 
@@ -49,6 +50,10 @@ class ModelLearner:
         """Ask by these settings from now on."""
         self._timeout = config.health_timeout
         self._headers = _authorization(config.engine_api_key)
+
+    def has_asked(self, engine: Service) -> bool:
+        """Whether the engine's models are known, or it was asked for them at least."""
+        return bool(engine.models) or _key(engine) in self._asked
 
     def fill(self, declared: Service) -> Service:
         """A service as it was declared -> with the models learned from it, if it names none."""
@@ -65,7 +70,9 @@ class ModelLearner:
         try:
             while True:
                 table = self._store.current
-                self._tasks.keep(self._wanted())
+                wanted = self._wanted()
+                self._asked &= wanted.keys()
+                self._tasks.keep(wanted)
                 await self._store.changed(table)
         finally:
             await self._tasks.close()
@@ -84,6 +91,7 @@ class ModelLearner:
             models = await self._ask(engine)
             self._unsettled.discard(_key(engine))
             self._settle()
+            self._asked.add(_key(engine))
             if models is not None:
                 self._publish(engine, models)
                 await self._back_up(engine.name, REFRESH)

@@ -14,6 +14,7 @@ use crate::registry::entries::{Models, model_objects, unique};
 use crate::router::table::{Service, TableStore};
 use crate::utils::fetch::{FetchError, Question, authorization, fetch, parse_json};
 use crate::utils::json::quoted;
+use crate::utils::metrics::locked;
 use crate::utils::tasks::TaskSet;
 
 const MAX_LIST_BYTES: usize = 8 * 1024 * 1024;
@@ -37,6 +38,8 @@ pub struct ModelLearner {
     learned: Mutex<HashMap<Key, Models>>,
     /// Engines known at the start that were not asked yet; None before the start.
     unsettled: watch::Sender<Option<HashSet<Key>>>,
+    /// Engines that were asked, with any outcome.
+    asked: Mutex<HashSet<Key>>,
 }
 
 impl ModelLearner {
@@ -47,6 +50,7 @@ impl ModelLearner {
             store,
             learned: Mutex::default(),
             unsettled: watch::Sender::new(None),
+            asked: Mutex::default(),
         }
     }
 
@@ -62,6 +66,11 @@ impl ModelLearner {
         let _ = unsettled
             .wait_for(|left| left.as_ref().is_some_and(HashSet::is_empty))
             .await;
+    }
+
+    /// Whether the engine's models are known, or it was asked for them at least.
+    pub fn has_asked(&self, engine: &Service) -> bool {
+        !engine.models.is_empty() || locked(&self.asked).contains(&key_of(engine))
     }
 
     /// A service as it was declared -> with the models learned from it, if it names none.
@@ -87,7 +96,10 @@ impl ModelLearner {
         self.unsettled.send_replace(Some(at_start));
         loop {
             let table = self.store.current();
-            tasks.keep(self.wanted(), |engine| Arc::clone(&self).learn(engine));
+            let wanted = self.wanted();
+            let keys: HashSet<&Key> = wanted.iter().map(|(key, _)| key).collect();
+            locked(&self.asked).retain(|key| keys.contains(key));
+            tasks.keep(wanted, |engine| Arc::clone(&self).learn(engine));
             self.store.changed(&table).await;
         }
     }
@@ -112,7 +124,9 @@ impl ModelLearner {
         let mut pause = FIRST_RETRY;
         loop {
             let models = self.ask(&engine).await;
-            self.settle(&key_of(&engine));
+            let key = key_of(&engine);
+            self.settle(&key);
+            locked(&self.asked).insert(key);
             if let Some(models) = models {
                 self.publish(&engine, &models);
                 self.back_up(&engine.name, REFRESH).await;

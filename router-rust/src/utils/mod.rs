@@ -5,6 +5,7 @@ pub mod checks;
 pub mod errors;
 pub mod fetch;
 pub mod files;
+pub mod handover;
 pub mod headers;
 pub mod json;
 pub mod json_parse;

@@ -19,13 +19,13 @@ use tokio::time::Instant;
 use crate::rig::{engine, listed, metadata, quick, with};
 
 /// The state that the endpoints show, without anything running.
-struct Router {
-    context: Context,
+pub(crate) struct Router {
+    pub(crate) context: Context,
     draining: Arc<AtomicBool>,
 }
 
 impl Router {
-    fn new(config: RouterConfig) -> Self {
+    pub(crate) fn new(config: RouterConfig) -> Self {
         let (config, store) = (Arc::new(config), Arc::new(TableStore::default()));
         store.set_services(Vec::new(), true);
         let unheard = Box::new(|_: &Service, _| {});

@@ -3,6 +3,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "short calls")]
 
 mod client;
+mod closing;
 mod config;
 mod fake_registry;
 mod fetch;
