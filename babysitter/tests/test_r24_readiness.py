@@ -35,7 +35,7 @@ def test_r24_an_engine_that_loads_is_registered_as_soon_as_it_lists_its_model(
     assert (status, health["state"]) == (503, "starting")
     assert health["detail"] == "/v1/models answers 503"
     assert health["last_log_line"] == "engine says hello"
-    time.sleep(loads_for)
+    time.sleep(loads_for)  # nothing is registered for so long
     looks = len(babysat.journal("refused"))
     early = registrations(registry, babysat)
     babysat.switch("loading", on=False)

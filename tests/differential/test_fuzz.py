@@ -5,6 +5,7 @@ engines' ports (all in `exchange.comparable`), and the words in which a malforme
 (`exchange.without_detail`).
 """
 
+import gc
 import hashlib
 import itertools
 
@@ -35,7 +36,8 @@ def _fuzz(pair: Pair, count: int) -> None:
     """Compare `count` distinct examples, the same ones in every run.
 
     Hypothesis makes many examples twice; these are not sent (nor counted) again. It also remembers
-    all that it made in a run, so there are many short ones. We remember hashes.
+    all that it made in a run, in circles that are seldom collected, so there are many short runs,
+    each cleared away. We remember hashes.
     """
     seen = set[bytes]()
     pair.unsteady.clear()
@@ -44,6 +46,7 @@ def _fuzz(pair: Pair, count: int) -> None:
             if len(seen) == count:
                 break
             _round(pair, number, seen, count)
+            gc.collect()
     finally:
         print(
             f"R44 python and rust: {len(seen)} distinct generated exchanges equal;"

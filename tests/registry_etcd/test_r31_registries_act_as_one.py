@@ -88,7 +88,7 @@ def test_r31_without_a_majority_everything_is_served_from_memory(
         while time.monotonic() < until or len(fleet.beats) < before + 6:
             marks = [fleet.marks(number) for number in (0, 1)]
             assert marks == [{"stale": True, "stale_services": 3, "healthy": 3}] * 2
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two looks: nothing changes for so long
         assert set(fleet.beats[before + 3 :]) == {(200, True)}
         refused = fleet.register("new", 1001)
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2")

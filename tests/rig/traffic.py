@@ -26,6 +26,10 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    def go_on(self, seconds: float) -> None:
+        """Let it be sent for so long: a load has a length, this waits for nothing."""
+        time.sleep(seconds)
+
     def end(self) -> list[Outcome]:
         """Stop sending and wait for the last answers; every outcome."""
         self._stop.set()

@@ -71,7 +71,7 @@ def smallest_set(router: Router, seconds: float) -> int:
     until, least = time.monotonic() + seconds, 99
     while time.monotonic() < until:
         least = min(least, len(healthy_engines(router)))
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks
     return least
 
 

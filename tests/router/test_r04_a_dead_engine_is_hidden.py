@@ -24,10 +24,10 @@ def test_only_calls_that_a_killed_engine_had_in_hand_fail(
     more = {"metadata": {"models": ["m"]}, "fail_timeout": 1}
     router = start([engine.static(**more) for engine in engines])
     with Traffic(router.url, RATE, lambda _: chat_call(script={"delay": 0.05})) as traffic:
-        time.sleep(before)
+        traffic.go_on(before)
         engines[0].program.kill()
         killed = time.monotonic()
-        time.sleep(after)
+        traffic.go_on(after)
         again = EngineProcess(run, "e0", ["m"], engines[0].port).wait()
         returned = time.monotonic()
         wait_until(lambda: served_since(traffic.done, "e0", returned), 15, "traffic for it again")

@@ -106,7 +106,7 @@ async def traffic_while_one_stops(switch: Switch, streams: int, stream_seconds: 
     now = time.monotonic()
     running = [asyncio.create_task(clients[n % 2].send(call, now)) for n in range(streams)]
     short = asyncio.create_task(short_calls(switch, 20, stream_seconds * 1.2))
-    await asyncio.sleep(stream_seconds / 4)
+    await asyncio.sleep(stream_seconds / 4)  # it is told in the middle of them
     told = time.monotonic()
     stopping.program.signal(signal.SIGTERM)
     closed = await watch_port(stopping)

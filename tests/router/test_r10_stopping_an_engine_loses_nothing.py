@@ -75,7 +75,7 @@ def test_an_engine_whose_babysitter_is_stopped_finishes_what_it_has_and_gets_no_
     stopped = system.sitters[0]
     tokens = int(TOKENS_PER_SECOND * seconds)
     with Traffic(router.url, rate, lambda _: chat_call(stream=True, max_tokens=tokens)) as traffic:
-        time.sleep(before)  # of load, so that the engine has something to finish
+        traffic.go_on(before)  # so that the engine has something to finish
         watch = Watch(system.registry, stopped)
         stopped.program.signal(signal.SIGTERM)
         order = watch.order()

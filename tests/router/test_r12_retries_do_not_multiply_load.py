@@ -19,7 +19,7 @@ def load(router: Router, rate: int, seconds: float) -> tuple[list[Outcome], floa
     """Outcomes of calls at a rate, and the share of a core that the router used."""
     cpu, started = router.cpu(), time.monotonic()
     with Traffic(router.url, rate, lambda _: chat_call()) as traffic:
-        time.sleep(seconds)
+        traffic.go_on(seconds)
         outcomes = traffic.end()
     return outcomes, (router.cpu() - cpu) / (time.monotonic() - started)
 

@@ -1,7 +1,6 @@
 """R15: if everything looks dead we still try."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +89,7 @@ def test_engines_whose_probes_all_fail_serve_on_and_dead_ones_are_told_apart_at_
         assert router.get("/stats")["panic"] is True
         before = scene.asked()
         with Traffic(router.url, 20, lambda _: chat_call()) as traffic:
-            time.sleep(seconds)
+            traffic.go_on(seconds)
             assert router.get("/stats")["panic"] is True
             outcomes = traffic.end()
         assert router.get("/health")["healthy_services"] == "4/7"

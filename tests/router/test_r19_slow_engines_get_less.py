@@ -1,6 +1,5 @@
 """R19: slow engines get less, sessions stay put."""
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +24,7 @@ def test_an_engine_ten_times_slower_gets_little(
     slow = fakes.engine("slow", script={"delay": 0.5})
     router = start(static(*engines, slow), flags={"policy": "power_of_two"})
     with Traffic(router.url, 50, lambda _: chat_call()) as traffic:
-        threading.Event().wait(seconds)
+        traffic.go_on(seconds)
         outcomes = traffic.end()
     assert kinds(outcomes) == {"ok": len(outcomes)}
     served = Counter(served_by(outcome) for outcome in outcomes)

@@ -177,7 +177,7 @@ def test_others_are_served_as_fast_beside_slow_readers(
 
     def others() -> list[Outcome]:
         with Traffic(router.url, 20, lambda _: chat_call("n")) as traffic:
-            time.sleep(seconds)
+            traffic.go_on(seconds)
             return traffic.end()
 
     alone, before = p99(others()), router.memory()
