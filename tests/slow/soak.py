@@ -75,10 +75,12 @@ class Summary:
     idle_cpu: float = 0.0
 
     def wrong(self) -> list[str]:
-        """What is not as promised; memory counts from two minutes on."""
+        """What is not as promised; memory and rest count from two minutes on."""
         found = self.unexplained + self.exception_lines
         if self.seconds >= 120 and self.memory_mb_per_minute > 1:
             found.append(f"memory grows by {self.memory_mb_per_minute:.2f} MB a minute")
+        if self.seconds >= 120 and self.idle_cpu > 0.02:
+            found.append(f"{self.idle_cpu:.1%} of a core while nothing happens")
         if self.descriptors[1] > self.descriptors[0] + 10:
             found.append(f"descriptors {self.descriptors}")
         if self.tasks[1] > self.tasks[0] + 10:
@@ -91,7 +93,9 @@ class Summary:
 class Soak:
     """The running system; each fault is a method that ends what it began."""
 
-    def __init__(self, run: Programs, folder: Path, name: str, seed: int) -> None:
+    def __init__(
+        self, run: Programs, folder: Path, name: str, seed: int, probes_every: float
+    ) -> None:
         self._run = run
         self._random = random.Random(seed)
         self.stop = threading.Event()
@@ -107,6 +111,7 @@ class Soak:
             "access-log": "errors",
             "first-byte-timeout": 2,
             "idle-timeout": 2,
+            "health-interval": probes_every,
         }
         self.router = Router(run, name, flags)
         self.router.wait_healthy("3/3")
@@ -210,9 +215,10 @@ def threads(pid: int) -> int:
 
 def soak(run: Programs, folder: Path, name: str, minutes: float, seed: int = 1) -> Summary:
     """Run it; see `Summary.wrong`."""
-    made = Soak(run, folder, name, seed)
+    seconds = minutes * 60
+    made = Soak(run, folder, name, seed, probes_every=0.1 if seconds < 120 else 1.0)
     try:
-        return _run(made, minutes * 60)
+        return _run(made, seconds)
     finally:
         made.close()
 

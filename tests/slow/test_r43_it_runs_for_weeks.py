@@ -34,6 +34,7 @@ def test_every_error_is_explained_by_a_fault_and_nothing_grows(
         {"unexplained": ["502"]},
         {"exception_lines": ["Traceback"]},
         {"memory_mb_per_minute": 1.1},
+        {"idle_cpu": 0.03},
         {"descriptors": [10, 21]},
         {"tasks": [2, 13]},
         {"in_flight": 1},
