@@ -20,6 +20,8 @@ MEASURED = {"response_time", "uptime", "request_count", "requests"}
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00\Z")
 VIA = re.compile(r"(?<=1\.1 infinilm-)[0-9a-f]{8}")
 ID_FIELD = re.compile(r"(?<=x-request-id: )[^\r\n]+", re.IGNORECASE)
+# Which results probes have come to is a matter of moments.
+PROBES = re.compile(r"^infinilm_router_engine_probes_total\{.*\n", re.MULTILINE)
 SAMPLE = re.compile(r"^([a-z_]+(?:\{[^}]*\})?) \S+$", re.MULTILINE)
 
 COMMENTS = re.compile(r"(?:(?<=\n\n)|\A)(?::\n\n)+")
@@ -99,7 +101,7 @@ class Scribe:
         if request_id := response.get("x-request-id"):
             text = text.replace(request_id, _made_up(request_id))
         if text.startswith("# "):
-            return SAMPLE.sub(r"\1", self._text(text)).splitlines()
+            return SAMPLE.sub(r"\1", self._text(PROBES.sub("", text))).splitlines()
         try:
             return self._timeless(json.loads(text))
         except ValueError:
