@@ -10,6 +10,9 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+sys.path.insert(0, os.fspath(Path(__file__).parents[2] / "tests"))
+from rig.engine_faults import flood, fork_worker
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
@@ -108,37 +111,14 @@ def model(name: str) -> dict[str, object]:
     return {"id": name, "object": "model", "created": time.time(), "owned_by": "test"}
 
 
-def fork_worker(folder: Path) -> None:
-    """As an engine's GPU worker that leaves its session and ignores SIGTERM, with a child."""
-    ready, tell = os.pipe()
-    if os.fork() == 0:
-        os.setsid()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        os.fork()
-        os.write(tell, b"1")
-        while True:
-            signal.pause()
-    for _ in range(2):
-        os.read(ready, 1)
-    (folder / "forked").write_text("yes")
-
-
-def flood(folder: Path, journal: Journal) -> None:
-    """Write what the file `flood` asks for to both streams; journal the longest single write."""
+def flood_as_told(folder: Path, journal: Journal) -> None:
+    """Write what the file `flood` asks for to both streams; journal how that went."""
     plan = json.loads((folder / "flood").read_text())
-    block = (plan["text"] * (65536 // len(plan["text"]) + 1)).encode("latin-1")[:65536]
     while plan.get("wait") and not (folder / "go").exists():
         time.sleep(0.01)
-    longest, written, began = 0.0, 0, time.monotonic()
-    while written < plan["bytes"]:
-        before = time.monotonic()
-        os.write(1 + written // len(block) % 2, block)
-        now = time.monotonic()
-        longest = max(longest, now - before)
-        written += len(block)
-        time.sleep(max(0.0, began + written / plan["rate"] - now))
+    found = flood(plan)
     os.write(1, b"\n")
-    journal.write("flooded", bytes=written + 1, longest=longest, seconds=time.monotonic() - began)
+    journal.write("flooded", **{**found, "bytes": found["bytes"] + 1})
 
 
 def serve(server: ThreadingHTTPServer, folder: Path) -> None:
@@ -194,7 +174,8 @@ def main() -> None:
         os._exit(0)
 
     if args.worker:
-        fork_worker(args.folder)
+        fork_worker(with_child=True)
+        (args.folder / "forked").write_text("yes")
     signal.signal(signal.SIGTERM, on_sigterm)
     if args.silent:
         while True:
@@ -204,7 +185,7 @@ def main() -> None:
     server = ThreadingHTTPServer((args.host, args.port), Handler)
     server.daemon_threads = True
     if (args.folder / "flood").exists():
-        threading.Thread(target=flood, args=(args.folder, journal), daemon=True).start()
+        threading.Thread(target=flood_as_told, args=(args.folder, journal), daemon=True).start()
     serve(server, args.folder)
 
 

@@ -26,6 +26,11 @@ def page(registry: Any) -> dict[str, float]:
     return {m[1].removeprefix("infinilm_registry_"): float(m[2]) for m in matches if m}
 
 
+def counted(found: dict[str, float], label: str) -> dict[str, float]:
+    """The samples with that label that are not 0."""
+    return {name: value for name, value in found.items() if f"{label}=" in name and value}
+
+
 def test_writes_and_heartbeats_are_counted_by_result(start: Any, body: Body) -> None:
     registry = start("--write-rate", "0.01", "--write-burst", "6")
     registry.register(body("a", instance_id="i"))
@@ -40,9 +45,7 @@ def test_writes_and_heartbeats_are_counted_by_result(start: Any, body: Body) -> 
     registry.call("POST", "/services/a/heartbeat", json={"instance_id": "other"})
     registry.call("PATCH", "/services")
     registry.get("/services")
-    found = page(registry)
-    counted = {name: value for name, value in found.items() if "result=" in name and value}
-    assert counted == {
+    assert counted(page(registry), "result") == {
         'writes_total{call="register",result="ok"}': 2,
         'writes_total{call="register",result="invalid"}': 1,
         'writes_total{call="register",result="limited"}': 1,
@@ -73,8 +76,7 @@ def test_gauges_follow_the_services_and_expiries_are_counted(start: Any, body: B
     registry.register(body("drains", status="draining", heartbeat_interval=10))
     registry.register(body("odd", status="half asleep", heartbeat_interval=10))
     found = page(registry)
-    by_status = {name: value for name, value in found.items() if "status=" in name and value}
-    assert by_status == {
+    assert counted(found, "status") == {
         'services{status="running"}': 1,
         'services{status="draining"}': 1,
         'services{status="other"}': 1,

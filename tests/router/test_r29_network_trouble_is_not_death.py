@@ -21,6 +21,8 @@ from rig.traffic import Traffic, faults
 
 RATE = 10
 WEST, EAST = 8, 12
+STALE_PROBES = 5.5  # seconds at the most between a registry's probes of a stale service
+ROOM = 1.0
 
 
 @dataclass
@@ -210,6 +212,7 @@ def check_trouble(world: World, hold: float) -> None:
     world.heal()
     healed = world.until(lambda: not world.stale(), 2 * world.interval + 20, "healed")
     print(f"R29: 12 of 20 cut off, all stale after {took:.1f} s, healed in {healed:.1f} s")
+    assert healed <= max(world.interval, STALE_PROBES) + ROOM, "a heartbeat, and a probe"
 
 
 def check_one_silent(world: World) -> None:
