@@ -14,10 +14,13 @@ FIGURE = re.compile(r"R\d+[ :].*")  # what a promise's test measured: "R12 rust:
 def pytest_configure() -> None:
     """Take Ctrl-C even when a shell started this run in the background, where it is ignored.
 
-    The programs under test would inherit that, and could not be stopped by SIGINT.
+    The programs under test would inherit that, and could not be stopped by SIGINT. Nor by SIGHUP
+    under nohup: a handler that does nothing is not inherited.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -103,7 +103,7 @@ def test_exactly_one_request_tries_an_ejected_engine_that_may_be_well_again(
     start: StartRouter, fakes: Farm
 ) -> None:
     engines = four(fakes)
-    router = start(static(*engines, fail_timeout=0.15), flags={"max-errors": 3})
+    router = start(static(*engines, fail_timeout=0.5), flags={"max-errors": 3})
     fakes.apply(engines[0], script={"status": 503})
     ask(router, "only-0", 3)
     ejection(router, "e0")

@@ -3,150 +3,23 @@
 import contextlib
 import json
 import signal
-import socket
-import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
 from rig import accounts
 from rig.accounts import Accounts, Failure
-from rig.engine_script import Json
+from rig.failing import FLAGS, Scene, entry, scene_of
 from rig.fake_engine import FakeEngine
 from rig.farm import Farm
 from rig.flows import closed_loop
-from rig.load_client import Call, chat_call
+from rig.load_client import chat_call
 from rig.processes import wait_until
 from rig.raw_client import RawClient, request_bytes
 from rig.routers import SLOW, Router, StartRouter
 
-FLAGS = {
-    "access-log": "errors",
-    "max-errors": 0,
-    "proxy-connect-timeout": 2,
-    "response-timeout": 0.4,  # of answers that are no streams
-    "first-byte-timeout": 30,
-    "idle-timeout": 1,
-    "head-timeout": 0.4,
-    "body-timeout": 0.4,
-    "write-timeout": 0.4,
-}
-LARGE = 16_000_000  # bytes: more than lies between two sockets
 COUNTS = [1, pytest.param(20, marks=SLOW)]
-
-
-class Sink:
-    """An engine that takes connections, and of each request no more than `accept` says."""
-
-    def __init__(self) -> None:
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen(64)
-        self._listener.settimeout(15)
-        self.port: int = self._listener.getsockname()[1]
-
-    def accept(self) -> socket.socket:
-        """The next connection, once the request has begun to arrive on it."""
-        taken, _ = self._listener.accept()
-        taken.settimeout(15)
-        assert taken.recv(1) == b"P"
-        return taken
-
-    def close(self) -> None:
-        self._listener.close()
-
-
-@contextlib.contextmanager
-def silent_port() -> Iterator[int]:
-    """A port that answers no SYN: the queue of its listener is full."""
-    with socket.socket() as listener, contextlib.ExitStack() as stack:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(2):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                filler.connect(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
-@dataclass
-class Scene:
-    """A router in front of engines with one fault each; their probes all ask the good one."""
-
-    router: Router
-    fakes: Farm
-    engine: FakeEngine
-    sink: Sink
-    count: int
-
-    def calls(self, *calls: Call, status: int) -> None:
-        """Send each call `count` times, all at once."""
-        outcomes = closed_loop(self.router.url, list(calls) * self.count, 50)
-        assert {outcome.status for outcome in outcomes} == {status}
-
-    def each(self, what: Callable[[RawClient], None]) -> None:
-        """Do it on `count` connections, one after the other."""
-        for _ in range(self.count):
-            with RawClient(self.router.url) as client:
-                what(client)
-
-    def send(self, client: RawClient, call: Call) -> None:
-        client.send(request_bytes(call.method, call.target, call.headers, call.body))
-
-    def failing(self, fault: Json, *, stream: bool = False, status: int = 502) -> None:
-        self.calls(chat_call(stream=stream, script=fault), status=status)
-
-    def sending(self, client: RawClient) -> socket.socket:
-        """The engine's side of a large request that is on its way."""
-        body = chat_call("sink").body.ljust(LARGE)
-        head = request_bytes("POST", "/v1/chat/completions", (("Content-Length", str(LARGE)),))
-        client.send(head + body)
-        return self.sink.accept()
-
-    def leaves_while_connecting(self, client: RawClient) -> None:
-        self.send(client, chat_call("silent"))
-        wait_until(lambda: self.router.service("silent")["in_flight"] == 1)
-        client.__exit__()
-        wait_until(lambda: self.router.service("silent")["in_flight"] == 0)
-
-    def leaves_while_sending(self, client: RawClient) -> None:
-        with self.sending(client):
-            client.__exit__()
-            wait_until(lambda: self.router.service("sink")["in_flight"] == 0)
-
-    def leaves_before_the_first_byte(self, client: RawClient) -> None:
-        self.send(client, chat_call(stream=True, script={"delay": 20}))
-        wait_until(lambda: self.engine.in_flight == 1)
-        client.__exit__()
-        wait_until(lambda: self.engine.in_flight == 0)
-
-    def leaves_in_the_stream(self, client: RawClient) -> None:
-        stream = {"chunks": 10_000, "interval": 0.02}
-        self.send(client, chat_call(stream=True, script={"stream": stream}))
-        assert client.read_some()
-        client.reset()
-
-    def resets_while_sending(self, client: RawClient) -> None:
-        taken = self.sending(client)
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        taken.close()
-        assert client.read().status == 502
-
-    def stops_taking_the_request(self, client: RawClient) -> None:
-        with self.sending(client):
-            assert client.read().status == 504
-
-    def takes_nothing(self) -> None:
-        for _ in range(self.count):
-            with RawClient(self.router.url, receive_buffer=4096) as client:
-                self.send(client, chat_call(script={"size": LARGE}))
-                wait_until(lambda: self.engine.in_flight == 1)
-                wait_until(lambda: self.router.in_flight() == 0)
 
 
 def refused(wire: bytes, status: int) -> Callable[[Scene], None]:
@@ -179,8 +52,20 @@ def at_head(how: str, status: int = 502) -> Callable[[Scene], None]:
     return lambda scene: scene.failing({"die": {"at": "head", "how": how}}, status=status)
 
 
+Fault = tuple[Failure, Callable[[Scene], None]]
+
+
+def of_client(code: str, inject: Callable[[Scene], None]) -> Fault:
+    return Failure("", "client", code), inject
+
+
+def of_choice(code: str, inject: Callable[[Scene], None]) -> Fault:
+    """Of the choice of an engine: there is none for this request."""
+    return Failure("", "choose", code), inject
+
+
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\n"
-FAULTS: dict[str, tuple[Failure, Callable[[Scene], None]]] = {
+FAULTS: dict[str, Fault] = {
     "connection refused": (
         Failure("refusing", "connect", "connect_failed"),
         lambda scene: scene.calls(chat_call("refusing"), status=503),
@@ -230,80 +115,37 @@ FAULTS: dict[str, tuple[Failure, Callable[[Scene], None]]] = {
         lambda scene: scene.each(scene.leaves_in_the_stream),
     ),
     "client takes nothing": (Failure("e", "stream", "client_timeout"), Scene.takes_nothing),
-    "client leaves in its head": (
-        Failure("", "client", "client_closed"),
-        cut_short(POST),
+    "client leaves in its head": of_client("client_closed", cut_short(POST)),
+    "client leaves in its body": of_client(
+        "client_closed", cut_short(POST + b"Content-Length: 10\r\n\r\n12")
     ),
-    "client leaves in its body": (
-        Failure("", "client", "client_closed"),
-        cut_short(POST + b"Content-Length: 10\r\n\r\n12"),
+    "malformed head": of_client("invalid_request", refused(b"GET / HTTP/1.1\nHost: a\n\n", 400)),
+    "head not in time": of_client("invalid_request", refused(POST, 408)),
+    "body not in time": of_client(
+        "invalid_request", refused(POST + b"Content-Length: 10\r\n\r\n12", 408)
     ),
-    "malformed head": (
-        Failure("", "client", "invalid_request"),
-        refused(b"GET / HTTP/1.1\nHost: a\n\n", 400),
-    ),
-    "head not in time": (Failure("", "client", "invalid_request"), refused(POST, 408)),
-    "body not in time": (
-        Failure("", "client", "invalid_request"),
-        refused(POST + b"Content-Length: 10\r\n\r\n12", 408),
-    ),
-    "body too large": (
-        Failure("", "client", "body_too_large"),
-        refused(POST + b"Content-Length: 99999999999\r\n\r\n", 413),
+    "body too large": of_client(
+        "body_too_large", refused(POST + b"Content-Length: 99999999999\r\n\r\n", 413)
     ),
     "no engine": (
         Failure("down", "connect", "no_healthy_engine"),
         lambda scene: scene.calls(chat_call("down"), status=503),
     ),
-    "unknown model": (
-        Failure("", "choose", "model_not_found"),
-        lambda scene: scene.calls(chat_call("unknown"), status=404),
+    "unknown model": of_choice(
+        "model_not_found", lambda scene: scene.calls(chat_call("unknown"), status=404)
     ),
-    "model that is no text": (
-        Failure("", "choose", "invalid_request"),
+    "model that is no text": of_choice(
+        "invalid_request",
         refused(request_bytes("POST", "/v1/embeddings", body=b'{"model": 1}'), 400),
     ),
-    "closed path": (
-        Failure("", "choose", "path_not_allowed"),
-        refused(request_bytes("POST", "/sleep"), 404),
+    "closed path": of_choice("path_not_allowed", refused(request_bytes("POST", "/sleep"), 404)),
+    "wrong method at an own endpoint": of_choice(
+        "invalid_request", refused(request_bytes("POST", "/health"), 405)
     ),
-    "wrong method at an own endpoint": (
-        Failure("", "choose", "invalid_request"),
-        refused(request_bytes("POST", "/health"), 405),
-    ),
-    "unknown model at an own endpoint": (
-        Failure("", "choose", "model_not_found"),
-        refused(request_bytes("GET", "/v1/models/unknown"), 404),
+    "unknown model at an own endpoint": of_choice(
+        "model_not_found", refused(request_bytes("GET", "/v1/models/unknown"), 404)
     ),
 }
-
-
-def entry(name: str, port: int, health: FakeEngine, model: str = "") -> dict[str, Any]:
-    """An engine of a static list whose probes ask `health`."""
-    url = f"http://127.0.0.1:{health.port + 1}/health"
-    metadata = {"models": [model or name], "health_url": url}
-    return {"name": name, "host": "127.0.0.1", "port": port, "metadata": metadata}
-
-
-@contextlib.contextmanager
-def scene_of(start: StartRouter, fakes: Farm, count: int) -> Iterator[Scene]:
-    engine, sick = fakes.engine("e"), fakes.engine("sick", health=503)
-    refusing = fakes.engine("refusing", listening=False)
-    sink = Sink()
-    with contextlib.closing(sink), silent_port() as silent:
-        services = [
-            entry("e", engine.port, engine, "m"),
-            entry("refusing", refusing.port, engine),
-            entry("silent", silent, engine),
-            entry("sink", sink.port, engine),
-            entry("down", refusing.port, sick),
-            entry("first", refusing.port, engine, "pair"),
-            entry("second", engine.port, engine, "pair") | {"backup": True},
-            entry("third", refusing.port, engine, "gone"),
-            entry("fourth", refusing.port, engine, "gone") | {"backup": True},
-        ]
-        router = start(services, flags=FLAGS, healthy="8/9")
-        yield Scene(router, fakes, engine, sink, count)
 
 
 def check(router: Router, expected: Accounts, requests: int) -> None:
