@@ -120,7 +120,7 @@ def test_exactly_one_request_tries_an_ejected_engine_that_may_be_well_again(
 
 def test_no_more_than_half_of_the_engines_are_left_out(start: StartRouter, fakes: Farm) -> None:
     engines = four(fakes)
-    router = start(static(*engines, fail_timeout=30), flags=FLAGS)
+    router = start(static(*engines, fail_timeout=30), flags={"max-errors": 3})
     for number in (0, 1):
         fakes.apply(engines[number], script={"status": 503})
         ask(router, f"only-{number}", 3)
