@@ -17,7 +17,7 @@ from infinilm_registry.etcd.place import Place
 from infinilm_registry.service import Sender, Service
 from rig.etcd_cluster import Cluster
 from rig.etcd_proxy import EtcdProxy
-from rig.etcd_views import CALM, Play, World, until
+from rig.etcd_views import CALM, Play, View, World, until
 from rig.farm import Farm
 
 MakeService = Callable[..., Service]
@@ -30,15 +30,23 @@ def proxy(fakes: Farm, etcd: Cluster) -> EtcdProxy:
     return fakes.etcd_proxy(etcd.members[0].port)
 
 
+async def lose_a_registration(
+    world: World, proxy: EtcdProxy, by: View, service: Service
+) -> Service:
+    """Register it; whoever watches through the proxy is not told."""
+    await until(lambda: proxy.passed.get(WATCH), "it watches")
+    proxy.faults.lost_key = Place(("",), world.cluster).service_key(service.name)
+    stored = await by.register(service)
+    await until(lambda: proxy.lost, "an event is lost")
+    return stored
+
+
 def test_rules_of_instances_hold_although_a_registry_has_not_heard_yet(
     play: Play, service: MakeService, proxy: EtcdProxy
 ) -> None:
     async def scenario(world: World) -> None:
         east, deaf = await world.view(), await world.view(proxy.port)
-        await until(lambda: proxy.passed.get(WATCH), "it watches")
-        proxy.faults.lost_key = Place(("",), world.cluster).service_key("engine")
-        first = await east.register(service(instance_id="old"))
-        await until(lambda: proxy.lost, "an event is lost")
+        first = await lose_a_registration(world, proxy, east, service(instance_id="old"))
         assert deaf.names == []
         await deaf.members.submit(commands.update("engine", {"weight": 3}, Sender("old")))
         with pytest.raises(InstanceMismatchError):
@@ -125,10 +133,7 @@ def test_the_watch_is_left_as_soon_as_a_write_finds_its_member_silent(
         east = await world.view()
         member = world.etcd.members[0].port
         west = await world.view(proxy.port, member, pace=replace(CALM, check=3600))
-        await until(lambda: proxy.passed.get(WATCH), "it watches")
-        proxy.faults.lost_key = Place(("",), world.cluster).service_key("e0")
-        await east.register(service("e0"))
-        await until(lambda: proxy.lost, "an event is lost")
+        await lose_a_registration(world, proxy, east, service("e0"))
         assert west.names == []
         proxy.faults.hold = GRANT
         await west.register(service("e1"))
@@ -145,10 +150,8 @@ def test_a_check_waits_less_long_than_other_calls(
         member = world.etcd.members[0].port
         west = await world.view(proxy.port, member, pace=replace(CALM, answer=0.1))
         west.members._client._seconds = 3600
-        await until(lambda: proxy.passed.get(WATCH), "it watches")
-        proxy.faults.lost_key = Place(("",), world.cluster).service_key("e0")
+        await lose_a_registration(world, proxy, east, service("e0"))
         proxy.faults.hold = RANGE
-        await east.register(service("e0"))
         await until(lambda: west.names == ["e0"], "read from the other member")
 
     play(scenario)

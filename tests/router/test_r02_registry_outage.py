@@ -1,7 +1,5 @@
 """R2 and R3: traffic does not notice that the registry is gone, and engines are found again."""
 
-import asyncio
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from rig.flows import closed_loop
-from rig.load_client import LoadClient, Outcome, chat_call, kinds
+from rig.load_client import Call, chat_call, kinds
 from rig.processes import wait_until
 from rig.routers import SLOW, Router, StartRouter
 from rig.system import System, running_system
+from rig.traffic import Traffic
 
 RATE = 20
 ROOM = 10  # seconds that a start may take longer on a loaded machine
@@ -31,32 +30,8 @@ def system(shared: System) -> System:
     return shared
 
 
-class Traffic:
-    """Calls at fixed times from a thread of its own, until `end`."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._stop = threading.Event()
-        self._outcomes: list[Outcome] = []
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._send()), daemon=True)
-        self._thread.start()
-
-    async def _send(self) -> None:
-        client = LoadClient(self._url)
-        tasks: list[asyncio.Task[Outcome]] = []
-        started = time.monotonic()
-        while not self._stop.is_set():
-            due = started + len(tasks) / RATE
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            call = chat_call(stream=len(tasks) % 2 == 0, max_tokens=5)
-            tasks.append(asyncio.create_task(client.send(call, due)))
-        self._outcomes += await asyncio.gather(*tasks)
-        await client.close()
-
-    def end(self) -> list[Outcome]:
-        self._stop.set()
-        self._thread.join(30)
-        return self._outcomes
+def call(number: int) -> Call:
+    return chat_call(stream=number % 2 == 0, max_tokens=5)
 
 
 def healthy_engines(router: Router) -> set[str]:
@@ -88,7 +63,7 @@ def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
 ) -> None:
     flags = {"registry-url": system.registry.url, "service-removal-grace-period": grace}
     router = start(flags=flags, healthy="2/2")
-    traffic = Traffic(router.url)
+    traffic = Traffic(router.url, RATE, call)
     least = smallest_set(router, before)
     system.registry.program.kill()
     least = min(least, smallest_set(router, down))
