@@ -44,6 +44,7 @@ class Settings:
     host: str = "127.0.0.1"
     models: list[Any] = field(default_factory=lambda: ["m"])
     models_path: str = "/v1/models"
+    models_delay: float = 0.0
     health: int = 200
     healths: list[int] = field(default_factory=list)
     health_word: str = "healthy"
@@ -210,6 +211,7 @@ class FakeEngine:
         elif request.path != self.settings.models_path:
             await connection.answer(404, b'{"error":"no such path"}')
         else:
+            await connection.sleep(self.settings.models_delay)
             models = [
                 item if isinstance(item, dict) else _model(item) for item in self.settings.models
             ]

@@ -205,7 +205,7 @@ def test_any_number_of_sockets_can_be_handed_over(
 def test_a_successor_knows_the_models_that_engines_only_tell_when_asked(
     start: StartRouter, run: Programs, fakes: Farm, flags: dict[str, Any]
 ) -> None:
-    engine = fakes.engine("e", models=["m"])
+    engine = fakes.engine("e", models=["m"], models_delay=0.5)  # its probe is answered well before
     services = [{"name": "e", "host": "127.0.0.1", "port": engine.port}]
     router = start(services, flags=flags)
     wait_until(lambda: closed_loop(router.url, [chat_call()], 1)[0].kind == "ok")
