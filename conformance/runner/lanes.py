@@ -35,16 +35,17 @@ class Lane:
         worlds = Worlds()
         try:
             for number, case in enumerate(self._cases):
-                future = self._results[case.id]
                 if stop.is_set():
-                    future.cancel()
-                    continue
+                    break
+                future = self._results[case.id]
                 try:
                     world = worlds.get(self._keys[number], self._upcoming(number))
                     future.set_result(run_case(world, case))
                 except BaseException as error:  # noqa: BLE001 - for whoever asks for the result
                     future.set_exception(error)
         finally:
+            for future in self._results.values():  # nobody waits for what will not come
+                future.cancel()
             worlds.close()
 
     def _upcoming(self, number: int) -> Key | None:
