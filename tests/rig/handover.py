@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,14 @@ def has_listener(pid: int, port: int) -> bool:
     listening = {
         f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and row[1].endswith(f":{port:04X}")
     }
-    return any(str(fd.readlink()) in listening for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return any(target in listening for target in open_files(pid))
+
+
+def open_files(pid: int) -> Iterator[str]:
+    """What a process has open, as the kernel shows it."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield str(fd.readlink())
 
 
 def speak(door: Path, words: bytes | None) -> socket.socket:
