@@ -16,6 +16,7 @@ from rig.flows import closed_loop, static
 from rig.handover import (
     HEALTH,
     handover_flags,
+    has_listener,
     services_file,
     successor,
     waiting_successor,
@@ -85,12 +86,23 @@ def test_streams_and_kept_connections_live_across_the_handover(
         assert answer.status == 200, "the address is as well as ever"
         assert json.loads(answer.body)["status"] == "healthy"
         assert answer.get("connection") == "close", "its connections move on"
+    wait_until(lambda: not has_listener(old.program.pid, flags["router-port"]))
     assert new.in_flight() == 0, "the port is the new one's"
     running.join(30)
     assert found == ["ok"] * 6
     assert old.program.wait(20) == 0
     assert closed_loop(new.url, [chat_call()], 1)[0].kind == "ok"
     print(f"R9 {old.name}: 6 of 6 streams ended well after {other} had taken over the port")
+
+
+def test_after_a_handover_the_old_one_has_no_part_in_the_port(
+    start: StartRouter, run: Programs, engine: FakeEngine, flags: dict[str, Any]
+) -> None:
+    old = start(static(engine), flags={**flags, "drain-delay": 60})
+    assert has_listener(old.program.pid, flags["router-port"])
+    successor(old, run, {**flags, "static-services": services_file(old)})
+    wait_until(lambda: not has_listener(old.program.pid, flags["router-port"]))
+    assert old.program.process.poll() is None, "it drains"
 
 
 def test_after_a_handover_one_signal_is_not_enough_and_two_are(
