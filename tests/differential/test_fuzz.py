@@ -82,5 +82,8 @@ def test_both_routers_do_the_same_with_generated_exchanges(pair: Pair) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
+@pytest.mark.filterwarnings(
+    "ignore:Generating overly large repr"
+)  # of what differs, say hypothesis
 def test_both_routers_do_the_same_with_many_generated_exchanges(pair: Pair) -> None:
     _fuzz(pair, SLOW)

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from infinilm_router.proxy.fields import line_ends_are_clean
-from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken
+from infinilm_router.proxy.heads import MALFORMED, MAX_RESPONSE_HEAD, Broken
 from infinilm_router.router.selection import Choice
 from infinilm_router.router.table import Service
 from infinilm_router.utils.errors import Code, RouterError
@@ -45,12 +45,11 @@ def check_partial_head(data: bytes) -> None:
     Raises:
         Broken: it can't become a head any more.
     """
+    begun = data[:MAX_RESPONSE_HEAD]
+    if not line_ends_are_clean(begun) or not b"HTTP/1.".startswith(begun[:7]):
+        raise Broken(MALFORMED)
     if len(data) >= MAX_RESPONSE_HEAD:
         raise Broken(f"head larger than {MAX_RESPONSE_HEAD} bytes")
-    if not line_ends_are_clean(data):
-        raise Broken("malformed head: lines must end with CRLF")
-    if not b"HTTP/1.".startswith(data[:7]):
-        raise Broken("malformed status line")
 
 
 def own_fields(request_id: bytes, choice: Choice | None, attempts: int) -> bytes:

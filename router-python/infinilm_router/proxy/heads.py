@@ -29,6 +29,8 @@ MAX_REQUEST_FIELDS: Final = 100
 MAX_TARGET: Final = 8 * 1024
 MAX_RESPONSE_HEAD: Final = 64 * 1024
 MAX_RESPONSE_FIELDS: Final = 200
+# One text for both, or it would depend on how much of a head came at once.
+MALFORMED: Final = "malformed status line, or lines that do not end with CRLF"
 
 METHODS: Final = frozenset((b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"))
 BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
@@ -311,7 +313,7 @@ def parse_response_head(data: bytes) -> ResponseHead:
     """
     line = _STATUS_LINE.match(data)
     if line is None or not line_ends_are_clean(data):
-        raise Broken("malformed status line, or lines that do not end with CRLF")
+        raise Broken(MALFORMED)
     minor, status, reason = line.groups(b"")
     head = ResponseHead()
     if minor == b"0":

@@ -19,6 +19,8 @@ pub const MAX_REQUEST_FIELDS: usize = 100;
 pub const MAX_TARGET: usize = 8 * 1024;
 pub const MAX_RESPONSE_HEAD: usize = 64 * 1024;
 pub const MAX_RESPONSE_FIELDS: usize = 200;
+/// One text for both, or it would depend on how much of a head came at once.
+pub const MALFORMED: &str = "malformed status line, or lines that do not end with CRLF";
 /// Engines behind CGI-like servers read these as the fields that delimit a message.
 const LOOKALIKES: [&[u8]; 2] = [b"content_length", b"transfer_encoding"];
 /// The fields that name a session, the one that counts most first.
@@ -269,8 +271,7 @@ pub fn parse_response_head(data: &[u8]) -> Result<ResponseHead, Broken> {
     let (line, fields) = split_first_line(data);
     let parsed = status_line(line).filter(|_| line_ends_are_clean(data));
     let Some((minor, status, reason)) = parsed else {
-        let text = "malformed status line, or lines that do not end with CRLF";
-        return Err(Broken(text.into()));
+        return Err(Broken(MALFORMED.into()));
     };
     if status == 101 {
         let text = "the engine switched protocols, which nobody asked for";

@@ -8,7 +8,9 @@ use tokio::time::Instant;
 use super::{Answer, Exchange, Fault};
 use crate::proxy::bodies::{BodyReader, response_body};
 use crate::proxy::fields::{head_end, line_ends_are_clean};
-use crate::proxy::heads::{Broken, MAX_RESPONSE_HEAD, ResponseHead, parse_response_head};
+use crate::proxy::heads::{
+    Broken, MALFORMED, MAX_RESPONSE_HEAD, ResponseHead, parse_response_head,
+};
 use crate::proxy::pool::UpstreamConnection;
 use crate::router::load::InFlight;
 use crate::router::selection::Choice;
@@ -186,15 +188,14 @@ fn read_head(data: &[u8], connection: &mut UpstreamConnection) -> Result<(usize,
 
 fn check_partial_head(data: &[u8]) -> Result<(), Broken> {
     let expected = b"HTTP/1.";
-    let known = data.len().min(expected.len());
-    let fault = if data.len() >= MAX_RESPONSE_HEAD {
-        format!("head larger than {MAX_RESPONSE_HEAD} bytes")
-    } else if !line_ends_are_clean(data) {
-        "malformed head: lines must end with CRLF".to_owned()
-    } else if data[..known] != expected[..known] {
-        "malformed status line".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(Broken(fault))
+    let begun = &data[..data.len().min(MAX_RESPONSE_HEAD)];
+    let known = begun.len().min(expected.len());
+    if !line_ends_are_clean(begun) || begun[..known] != expected[..known] {
+        return Err(Broken(MALFORMED.to_owned()));
+    }
+    if data.len() >= MAX_RESPONSE_HEAD {
+        let text = format!("head larger than {MAX_RESPONSE_HEAD} bytes");
+        return Err(Broken(text));
+    }
+    Ok(())
 }
