@@ -37,10 +37,15 @@ def ejected(router: Router) -> list[str]:
     return [s["name"] for s in router.get("/stats")["services"] if s["ejected"]]
 
 
+def await_ejected(router: Router, *names: str) -> None:
+    """An answer may be here a moment before it counts: another thread reads the statistics."""
+    wait_until(lambda: ejected(router) == [*names], 5, f"{names} to be ejected", every=0.005)
+
+
 def ejection(router: Router, name: str) -> float:
     """How long an ejection that has just begun lasts, without traffic."""
     began = time.monotonic()
-    assert name in ejected(router)
+    await_ejected(router, name)
     wait_until(lambda: name not in ejected(router), 75, "the end of the ejection", every=0.01)
     return time.monotonic() - began
 
@@ -53,17 +58,16 @@ def test_three_faults_in_a_row_of_any_kind_eject_an_engine_and_one_success_heals
     start: StartRouter, fakes: Farm
 ) -> None:
     engines = four(fakes)
-    router = start(static(*engines, fail_timeout=0.1), flags={**FLAGS, "health-fall": 100})
+    router = start(static(*engines, fail_timeout=0.3), flags={**FLAGS, "health-fall": 100})
     for kind, fault in FAULTS.items():
         fakes.apply(engines[0], **fault)
         ask(router, "only-0", 2)
         assert ejected(router) == [], f"{kind}: two faults"
         ask(router, "only-0")
-        assert ejected(router) == ["e0"], f"{kind}: three faults"
         ejection(router, "e0")
         fakes.apply(engines[0], **WELL)
         ask(router, "only-0")
-        assert ejected(router) == [], f"{kind}: healed"
+        wait_until(lambda: ejected(router) == [], 5, f"{kind}: healed")
     assert router.service("e0")["error_count"] == 3 * len(FAULTS)
     assert router.service("e0")["healthy"] is True
 
@@ -115,7 +119,7 @@ def test_exactly_one_request_tries_an_ejected_engine_that_may_be_well_again(
     print(f"R16 {router.name}: {tries} of 40 calls at once tried the engine on probation")
     assert tries == 1
     assert sorted(outcome.status for outcome in outcomes) == [200] * 39 + [503]
-    assert ejected(router) == ["e0"]
+    await_ejected(router, "e0")
 
 
 def test_no_more_than_half_of_the_engines_are_left_out(start: StartRouter, fakes: Farm) -> None:
@@ -124,11 +128,13 @@ def test_no_more_than_half_of_the_engines_are_left_out(start: StartRouter, fakes
     for number in (0, 1):
         fakes.apply(engines[number], script={"status": 503})
         ask(router, f"only-{number}", 3)
+    await_ejected(router, "e0", "e1")
     before = served(fakes, engines)
     ask(router, count=20)
     assert [n - b for n, b in zip(served(fakes, engines), before, strict=True)] == [0, 0, 10, 10]
     fakes.apply(engines[2], script={"status": 503})
     ask(router, "only-2", 3)
+    await_ejected(router, "e0", "e1", "e2")
     before = served(fakes, engines)
     ask(router, count=20)
     shares = [n - b for n, b in zip(served(fakes, engines), before, strict=True)]
