@@ -19,7 +19,7 @@ from differential.pair import Pair
 from differential.requests import wires
 from differential.wire_parts import Draw
 
-EVERYDAY = 700
+EVERYDAY = 2000
 SLOW = 50_000
 ROUND = 500
 UNSTEADY = 0.005  # share of examples that may differ once and not again
