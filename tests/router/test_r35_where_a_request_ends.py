@@ -132,7 +132,7 @@ def bad_answers() -> Iterator[tuple[str, str]]:
     for case in load_cases():
         for step in case.steps if case.feature == "bad_responses" else ():
             raw = step.get("request", {}).get("script", {}).get("raw")
-            if raw and step["expect"]["status"] == 502:
+            if isinstance(raw, str) and step["expect"]["status"] == 502:
                 yield case.name, raw
 
 
