@@ -116,7 +116,9 @@ class Program:
     def wait(self, timeout: float = 20.0) -> int:
         """The exit code; AssertionError with the output if it does not end in time."""
         try:
-            return self.process.wait(timeout)
+            code = self.process.wait(timeout)
+            self._reader.join(1)  # what it said last is in the output, unless a child still writes
+            return code
         except subprocess.TimeoutExpired:
             raise AssertionError(f"did not end within {timeout} s:\n{self.output}") from None
 

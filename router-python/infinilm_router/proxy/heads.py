@@ -38,7 +38,9 @@ BODYLESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 _PLAIN_REQUEST_LINE = re.compile(
     rb"(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS) (/[\x21\x22\x24-\x5b\x5d-\x7e]*) HTTP/1\.([01])\r\n"
 )
-_REQUEST_LINE = re.compile(rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+) ([^ ]+) HTTP/(\d)\.(\d)\r\n")
+_REQUEST_LINE = re.compile(
+    rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+) ((?:[^ \r]|\r(?!\n))+) HTTP/(\d)\.(\d)\r\n"
+)
 _STATUS_LINE = re.compile(
     rb"HTTP/1\.([01]) ([2-5]\d\d|1\d\d)(?: ([^\x00-\x08\x0a-\x1f\x7f]*))?\r\n"
 )
