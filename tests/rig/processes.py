@@ -117,10 +117,10 @@ class Program:
         """The exit code; AssertionError with the output if it does not end in time."""
         try:
             code = self.process.wait(timeout)
-            self._reader.join(1)  # what it said last is in the output, unless a child still writes
-            return code
         except subprocess.TimeoutExpired:
             raise AssertionError(f"did not end within {timeout} s:\n{self.output}") from None
+        self._reader.join(1)  # what it said last is in the output, unless a child still writes
+        return code
 
     def kill(self) -> None:
         """SIGKILL the program and reap it."""
