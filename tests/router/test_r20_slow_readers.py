@@ -159,6 +159,18 @@ def test_a_reader_that_takes_a_little_all_the_time_is_not_taken_for_stuck(
     fakes.call(flood.server.close())
 
 
+def test_a_slow_reader_does_not_keep_a_stream_beyond_its_limit(
+    start: StartRouter, fakes: Farm
+) -> None:
+    flood = Fountain()
+    router = start([flood_service(flood, fakes)], flags={"stream-timeout": 1})
+    with SlowReaders(router.url, 2, 32 * 1024):
+        wait_until(lambda: flood.streams == 0, 10, "the engine to be rid of both streams")
+    wait_until(lambda: router.in_flight() == 0)
+    assert router.service("flood")["error_count"] == 0
+    fakes.call(flood.server.close())
+
+
 def flood_service(flood: Fountain, fakes: Farm) -> dict[str, object]:
     port = fakes.call(flood.server.listen(0))
     return {"name": "flood", "host": "127.0.0.1", "port": port, "metadata": {"models": ["m"]}}

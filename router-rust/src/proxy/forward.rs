@@ -34,6 +34,7 @@ use crate::router::selection::{Choice, Request};
 use crate::router::table::Service;
 use crate::utils::errors::{CLIENT_CLOSED, CLIENT_TIMEOUT, RouterError, client_end};
 use crate::utils::metrics::Failure;
+use crate::utils::time::Deadline;
 
 const MAX_ATTEMPTS: u32 = 2;
 /// Seconds; spreads the retries of a burst.
@@ -69,6 +70,8 @@ enum Event {
     /// The engine's connection ended; true = in an orderly way.
     Lost(bool),
     Deadline,
+    /// The stream has lasted for as long as it may.
+    Outlived,
 }
 
 /// An engine's answer, from its head on.
@@ -111,7 +114,7 @@ pub struct Exchange<'c> {
     /// It is a stream of which only the head is here.
     content_awaited: bool,
     /// When a stream has lasted for as long as it may.
-    stream_end: Option<Instant>,
+    stream_end: Deadline,
     /// An incomplete head of the engine.
     partial: Vec<u8>,
     /// The client took no bytes; the engine is not to blame for silence.
@@ -142,7 +145,7 @@ impl<'c> Exchange<'c> {
             outcome: Outcome::Ok,
             waiting: false,
             content_awaited: false,
-            stream_end: None,
+            stream_end: Deadline::default(),
             partial: Vec::new(),
             paused: false,
             out: Vec::new(),
@@ -262,6 +265,7 @@ impl<'c> Exchange<'c> {
             match event {
                 Event::Left(left) => return Err(left.into()),
                 Event::Deadline => self.on_deadline()?,
+                Event::Outlived => return Err(self.outlived()),
                 Event::Lost(orderly) => return self.on_lost(orderly),
                 Event::Read(count) => {
                     let gateway = Rc::clone(&self.gateway);
@@ -317,6 +321,10 @@ impl<'c> Exchange<'c> {
     ) -> Poll<Event> {
         if let Poll::Ready(left) = self.client.poll_left(context) {
             return Poll::Ready(Event::Left(left));
+        }
+        // Before all that may go on for ever: a client that reads slowly, an engine that never rests.
+        if self.stream_end.poll(context).is_ready() {
+            return Poll::Ready(Event::Outlived);
         }
         if !sending.is_over()
             && sending

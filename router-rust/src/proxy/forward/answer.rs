@@ -67,7 +67,9 @@ impl Exchange<'_> {
         self.outcome = in_flight.answered(status, head.retry_after, head.event_stream, now);
         if head.event_stream {
             self.content_awaited = true;
-            self.stream_end = self.settings.stream_timeout.map(|limit| now + limit);
+            if let Some(limit) = self.settings.stream_timeout {
+                self.stream_end.set(now + limit);
+            }
         }
         self.phase = "stream";
         let expected = head.event_stream && status == 200;

@@ -18,12 +18,7 @@ impl Exchange<'_> {
         if let Some(interval) = self.ping_interval() {
             limit = limit.min(interval);
         }
-        self.wake_at(self.last_activity + limit);
-    }
-
-    fn wake_at(&mut self, when: Instant) {
-        let end = self.stream_end.unwrap_or(when);
-        self.client.deadline.set(when.min(end));
+        self.client.deadline.set(self.last_activity + limit);
     }
 
     fn silence_limit(&self) -> Duration {
@@ -49,11 +44,7 @@ impl Exchange<'_> {
     }
 
     pub(super) fn on_deadline(&mut self) -> Result<(), Fault> {
-        let now = Instant::now();
-        if self.stream_end.is_some_and(|end| now + TIMER_SLACK >= end) {
-            return Err(self.outlived());
-        }
-        if self.keep_waiting(now) {
+        if self.keep_waiting(Instant::now()) {
             Ok(())
         } else {
             Err(self.too_silent())
@@ -73,11 +64,11 @@ impl Exchange<'_> {
                 interval
             }));
         }
-        self.wake_at(now + wait);
+        self.client.deadline.set(now + wait);
         true
     }
 
-    fn outlived(&self) -> Fault {
+    pub(super) fn outlived(&self) -> Fault {
         let limit = json::general(self.settings.config.stream_timeout);
         let text = format!("Service timeout: the stream has lasted for {limit} s");
         Fault::Own(RouterError::new(Code::IdleTimeout, text))
