@@ -66,12 +66,11 @@ class Port:
         config = gateway.config
         assert config.handover is not None  # checked with the configuration
         old = await asyncio.to_thread(Inheritance, config.handover)
-        try:
+        with contextlib.ExitStack() as at_failure:
+            at_failure.callback(old.give_up)
             _check_address(config, old.listeners)
             await _ready(old, ctx, learner)
-        except BaseException:
-            old.give_up()
-            raise
+            at_failure.pop_all()
         servers = [
             await gateway.loop.create_server(
                 lambda: ClientConnection(gateway), sock=listener, backlog=BACKLOG

@@ -289,12 +289,8 @@ class ClientConnection(asyncio.Protocol):
         """Answer a request that can't be trusted further, then close without losing the answer."""
         request_id = self.gateway.new_request_id()
         self.gateway.refused(request_id, self.peer, error, "client")
-        self._write_answer(
-            None,
-            LocalAnswer(error.http_status, error.body(), headers=tuple(error.headers())),
-            b"x-request-id: %b\r\n" % request_id,
-            keep=False,
-        )
+        answer = LocalAnswer(error.http_status, error.body(), headers=tuple(error.headers()))
+        self._write_answer(None, answer, b"x-request-id: %b\r\n" % request_id, keep=False)
         self.end_after_writes()
 
     # Downstream (see relay.Downstream)

@@ -10,7 +10,6 @@ from infinilm_router.router.policies import BY_KEY, POLICIES, round_robin, warm_
 from infinilm_router.router.table import Candidates, Service, ServiceTable, preferred
 from infinilm_router.utils.errors import Code, RouterError
 
-BOUNDED_LOAD = 1.25  # consistent_hash: no engine above this multiple of the mean in flight
 MAX_SHOWN = 200  # characters of a model's name in an error
 
 
