@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infinilm_router.router.engine import FAILURE_PENALTY, Limits, Outcome
-from infinilm_router.router.load import LoadBook, RetryBudget
+from infinilm_router.router.load import LoadBook
 from infinilm_router.router.table import Service, ServiceTable
 
 ENGINE = Service("a", "h", 1, models=("m",), metadata={"type": "openai-api"})
@@ -305,11 +305,3 @@ def test_limits_of_metadata_win_if_they_can_be_used() -> None:
     for value, limit in [(4, 4), (0, 9), (-1, 9), ("4", 9), (True, 9), (4.0, 9), (None, 9)]:
         service = replace(ENGINE, name=repr(value), metadata={"max_concurrency": value})
         assert where.of(service).limit == limit
-
-
-def test_retries_are_a_fifth_of_the_requests_or_three_a_second() -> None:
-    budget = RetryBudget()
-    assert sum(budget.take(0.0) for _ in range(100)) == 30
-    budget.requests += 1000
-    assert sum(budget.take(1.0) for _ in range(1000)) == 170
-    assert sum(budget.take(40.0) for _ in range(100)) == 30

@@ -6,6 +6,7 @@ pub mod load;
 pub mod pace;
 pub mod policies;
 pub mod queue;
+pub mod retries;
 pub mod selection;
 pub mod spread;
 pub mod table;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use infini_router::router::engine::{FAILURE_PENALTY, Limits, LoadView, Outcome};
-use infini_router::router::load::{InFlight, LoadBook, RetryBudget};
+use infini_router::router::load::{InFlight, LoadBook};
 use infini_router::router::table::{Service, ServiceTable};
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -446,18 +446,4 @@ fn limits_of_metadata_win_if_they_can_be_used() {
         service.metadata.insert("max_concurrency".to_owned(), value);
         assert_eq!(book.lock().of(&service).limit, limit, "{}", service.name);
     }
-}
-
-#[test]
-fn retries_are_a_fifth_of_the_requests_or_three_a_second() {
-    let (mut budget, now) = (RetryBudget::default(), Instant::now());
-    let taken = |budget: &mut RetryBudget, tries: u32, second: u64| {
-        (0..tries)
-            .filter(|_| budget.take(now + Duration::from_secs(second)))
-            .count()
-    };
-    assert_eq!(taken(&mut budget, 100, 0), 30);
-    (0..1000).for_each(|_| budget.request());
-    assert_eq!(taken(&mut budget, 1000, 1), 170);
-    assert_eq!(taken(&mut budget, 100, 40), 30);
 }

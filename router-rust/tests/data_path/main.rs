@@ -9,4 +9,5 @@ mod metrics;
 mod queue;
 mod relay;
 mod request;
+mod retries;
 mod selection;
