@@ -117,7 +117,7 @@ def _start(run: Programs, folder: Path) -> Engine:
     return engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Registry, babysitter and engine, for all tests; stopped in order, nothing left."""
     with programs() as run:
@@ -138,14 +138,14 @@ def _routed(name: str, engine: Engine) -> Iterator[str]:
         assert router.program.stop() == 0, router.program.output
 
 
-@pytest.fixture(scope="session", params=router_names())
+@pytest.fixture(scope="module", params=router_names())
 def router(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
     """Each router in front of the engine."""
     with _routed(request.param, engine) as url:
         yield url
 
 
-@pytest.fixture(scope="session", params=["direct", *router_names()])
+@pytest.fixture(scope="module", params=["direct", *router_names()])
 def endpoint(request: pytest.FixtureRequest, engine: Engine) -> Iterator[str]:
     """The engine itself, and each router in front of it: the same must hold of both."""
     if request.param == "direct":

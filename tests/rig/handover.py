@@ -105,9 +105,14 @@ def as_nobody(door: Path, first: str, then: str) -> Callable[[], str]:
     program = subprocess.Popen(
         [sys.executable, "-c", AS_NOBODY.format(first=first, then=then), door.parent],
         stdout=subprocess.PIPE,
-        stdin=subprocess.PIPE,
         text=True,
     )
-    assert program.stdout
-    assert program.stdout.readline() == "begun\n"
-    return lambda: program.communicate(timeout=20)[0]
+    output = program.stdout
+    assert output
+    assert output.readline() == "begun\n"
+
+    def end() -> str:
+        with program:  # not communicate(): it would miss what has come behind the first line
+            return output.read()
+
+    return end
