@@ -26,8 +26,29 @@ die() { printf 'error: %s\n' "$2" >&2; exit "$1"; }
 
 python_is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
+# Prints the microseconds of processor time that some work takes; fails where environments cannot be made.
+PYTHON_TRIAL='
+import ensurepip, sys, time, venv
+class Account:
+    total = 0
+    def add(self, text, number):
+        self.total += len(b"%b %d" % (text, number))
+def trial():
+    account, begun = Account(), time.process_time()
+    for number in range(20_000):
+        account.add(b"text", number)
+    return time.process_time() - begun
+sys.exit(1) if sys.version_info < (3, 11) else print(round(1e6 * min(trial() for _ in range(10))))'
+
+# The fastest python3 on the PATH: those that a distribution builds spend a fifth less on a request than those
+# that pyenv builds. Where none can be used, the first that is new enough, for make_venv to say what it lacks.
 find_python() {
-  local candidate
+  local candidate micros least best=''
+  while read -r candidate; do
+    micros=$("$candidate" -c "$PYTHON_TRIAL" 2>/dev/null) || continue
+    if [[ -z $best ]] || ((micros < least)); then best=$candidate least=$micros; fi
+  done < <(type -aP python3)
+  [[ -z $best ]] || { say "$best"; return; }
   for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
     python_is_new_enough "$candidate" && { say "$candidate"; return; }
   done

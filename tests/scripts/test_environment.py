@@ -2,6 +2,7 @@
 
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +13,15 @@ exit 1
 
 
 def with_only(tree, **programs: str) -> str:
-    """A PATH whose python3.* are these programs, before the system's own tools."""
+    """A PATH whose python3.* are these programs, beside the system's other tools."""
     for name, text in programs.items():
         tree.write(f"fake/{name}", text).chmod(0o755)
-    return f"{tree.root}/fake:/usr/bin:/bin"
+    tools = tree.root / "tools"
+    tools.mkdir()
+    for tool in Path("/usr/bin").iterdir():
+        if not tool.name.startswith("python3"):
+            (tools / tool.name).symlink_to(tool)
+    return f"{tree.root}/fake:{tools}"
 
 
 OLD_ONLY = dict.fromkeys(
@@ -47,6 +53,18 @@ def test_a_python_without_venv_is_reported(tree):
     assert code == 69
     assert "cannot make virtual environments" in output
     assert "python3-venv" in output
+
+
+def test_the_fastest_python_on_the_path_is_taken(tree):
+    trials = {"slow": "echo 3", "fast": "echo 1", "old": "exit 1", "middling": "echo 2"}
+    folders = [
+        tree.write(f"{name}/python3", f"#!/bin/sh\n{trial}\n").parent
+        for name, trial in trials.items()
+    ]
+    for folder in folders:
+        (folder / "python3").chmod(0o755)
+    path = ":".join([*map(str, folders), "/usr/bin", "/bin"])
+    assert tree.library("find_python", PATH=path) == (0, f"{tree.root}/fast/python3\n")
 
 
 def timed_lines(process) -> tuple[list[str], float]:
