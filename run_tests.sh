@@ -74,6 +74,8 @@ group "mypy router-python" types router-python router-python/infinilm_router
 group "mypy tools" types . generate_nginx_config.py render_service_config.py
 group "shellcheck" shellcheck ./*.sh .ci/run
 check_rust
+# Two processes, since tests wait more than they work; a file's tests stay together, with what they have started.
+((${#pytest_arguments[@]})) || pytest_arguments=(-n 2 --dist loadfile)
 group "pytest" "$PYTHON" -m pytest "${pytest_arguments[@]}"
 ((${#failed[@]} == 0)) || die 1 "failed: $(printf '%s; ' "${failed[@]}")"
 printf '\nall checks passed\n'
