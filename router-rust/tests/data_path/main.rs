@@ -1,4 +1,4 @@
-//! Tests of the data path's pure parts: heads, bodies, scan, selection, load, waiting, relay.
+//! Tests of the data path's pure parts: heads, bodies, scan, selection, panic, load, waiting, relay.
 #![allow(clippy::unwrap_used, reason = "a test that fails")]
 #![allow(clippy::expect_used, reason = "a test that fails")]
 
@@ -6,6 +6,7 @@ mod bodies;
 mod heads;
 mod load;
 mod metrics;
+mod panic;
 mod queue;
 mod relay;
 mod request;

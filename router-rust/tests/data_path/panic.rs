@@ -1,5 +1,4 @@
-//! Who is chosen when probes leave few engines: the twin of `router-python/tests/test_selection.py`.
-#![allow(clippy::unwrap_used, reason = "a test that fails")]
+//! Who is chosen when probes leave few engines.
 
 use std::collections::HashSet;
 use std::sync::Arc;
