@@ -20,6 +20,8 @@ echo "ran cargo $* in ${PWD##*/} jobs=$CARGO_BUILD_JOBS"
 case "$FAILING" in *"cargo $1"*) exit 1 ;; esac
 """
 
+WHOLE_SUITE = "ran pytest -n 2 --dist loadfile MYPYPATH="
+
 
 @pytest.fixture
 def checks(tree):
@@ -57,7 +59,7 @@ def test_a_group_that_fails_is_named_at_the_end_after_all_have_run(checks):
     assert lines[-1].startswith(
         "error: failed: mypy registry; mypy babysitter; mypy router-python;"
     )
-    assert "ran pytest MYPYPATH=" in lines
+    assert WHOLE_SUITE in lines
 
 
 def cargo_lines(lines: list[str]) -> list[str]:
@@ -75,7 +77,7 @@ def test_the_rust_router_is_checked_and_built_before_pytest(checks):
         "build --release --locked in router-rust jobs=2",
     ]
     assert lines.index("ran cargo build --release --locked in router-rust jobs=2") < lines.index(
-        "ran pytest MYPYPATH="
+        WHOLE_SUITE
     )
     assert "routers: all" in lines
     assert "== cargo deny is not installed: not run" in lines

@@ -100,7 +100,9 @@ class Sync:
     async def _follow_for_ever(self) -> None:
         while True:
             try:
-                await self._follow()
+                # In a task of its own: a group that fails leaves its task counted as cancelled in
+                # Python before 3.11.3, where the next timeout in that task would then end it.
+                await asyncio.create_task(self._follow())
             except* (EtcdUnavailableError, EtcdError, LostTrackError) as errors:
                 self.problem = str(errors.exceptions[0])
                 if not self._picture.table.stale:

@@ -30,6 +30,8 @@ WANTED: Final = ("model", "stream", "prompt_cache_key", "user", "messages", "pro
 Span = tuple[int, int]  # start and end in the body
 ABSENT: Final[Span] = (-1, -1)
 
+# Before Python 3.11.5 a possessive repetition whose last try fails half-way goes on from there
+# (gh-106052); a last alternative that fails at once, (?!), takes it back to where that try began.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SHORT = rb'[^"\[\]{}]++|"[^"\\]{0,64}+(?:\\.[^"\\]{0,64}+){0,8}+"'
 
@@ -38,8 +40,8 @@ def _nested(depth: int, flat: bytes) -> bytes:
     """A pattern for a container that nests up to `depth` levels, of either kind of bracket."""
     inner = flat
     for _ in range(depth):
-        inner = rb"%b|[\[{](?:%b)*+[\]}]" % (flat, inner)
-    return rb"[\[{](?:%b)*+[\]}]" % inner
+        inner = rb"%b|[\[{](?:%b|(?!))*+[\]}]" % (flat, inner)
+    return rb"[\[{](?:%b|(?!))*+[\]}]" % inner
 
 
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
@@ -58,7 +60,8 @@ def _small_body(string: bytes) -> "re.Pattern[bytes]":
     )
     return re.compile(
         rb"[ \t\r\n]*+\{(?:[ \t\r\n]*+(?:%b"
-        rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\})))*+\}' % (wanted, value),
+        rb'|"[^"\\]*+"[ \t\r\n]*+:[ \t\r\n]*+(?:%b))[ \t\r\n]*+(?:,|(?=\}))|(?!))*+\}'
+        % (wanted, value),
         re.DOTALL,
     )
 
@@ -67,8 +70,10 @@ _SMALL_BODY = _small_body(_STRING)
 _SMALL_PLAIN_BODY = _small_body(rb'"[^"]*+"')  # without backslashes
 # For bodies of any size: values that are over soon, openers that follow each other (with keys), and
 # runs of text that open only or close only.
-_SHORT_VALUES = re.compile(rb"(?:%b|%b)*+" % (_SHORT, _nested(4, _SHORT)), re.DOTALL)
-_OPENERS = re.compile(rb'(?:[\[{][ \t\r\n]*+(?:"[^"\\\[\]{}]{0,64}+"[ \t\r\n]*+:[ \t\r\n]*+)?+)++')
+_SHORT_VALUES = re.compile(rb"(?:%b|%b|(?!))*+" % (_SHORT, _nested(4, _SHORT)), re.DOTALL)
+_OPENERS = re.compile(
+    rb'(?:[\[{][ \t\r\n]*+(?:"[^"\\\[\]{}]{0,64}+"[ \t\r\n]*+:[ \t\r\n]*+|(?!))?+|(?!))++'
+)
 _RUNS = re.compile(rb"[^\]}]++|[^\[{]++")
 _CLOSING = re.compile(rb"[\]}]")
 _COMMA = re.compile(rb"[ \t\r\n]*+,")
