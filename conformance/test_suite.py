@@ -56,6 +56,11 @@ def test_every_clause_of_the_router_contract_has_a_case() -> None:
     assert missing(contract) == []
 
 
+def test_the_rows_that_a_router_answers_for_have_cases() -> None:
+    rows = (1, 5, 6, 9, 10, 11, 13, 14, 15, 16, 21, 22, 35, 36, 38, 39)
+    assert missing([f"R{row}" for row in rows]) == []
+
+
 def test_every_rule_of_the_http_page_has_a_case() -> None:
     rules = [f"HTTP 1.{n}" for n in range(1, 14)] + [f"HTTP 2.{n}" for n in range(1, 9)]
     rules += ["HTTP 3", "HTTP 4", *(f"HTTP 5.{n}" for n in range(1, 7)), "HTTP 6", "HTTP 7"]
