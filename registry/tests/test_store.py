@@ -199,7 +199,11 @@ class FailingConnection(sqlite3.Connection):
 
 def connect_failing(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, factory=FailingConnection)
-    connection.execute("PRAGMA journal_mode = WAL")
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.Error:
+        connection.close()
+        raise
     return connection
 
 
