@@ -40,7 +40,7 @@ def trial():
     return time.process_time() - begun
 sys.exit(1) if sys.version_info < (3, 11) else print(round(1e6 * min(trial() for _ in range(10))))'
 
-# The fastest python3 on the PATH: those that a distribution builds spend a fifth less on a request than those
+# The fastest python3 on the PATH: a request costs those that a distribution builds a seventh less than those
 # that pyenv builds. Where none can be used, the first that is new enough, for make_venv to say what it lacks.
 find_python() {
   local candidate micros least best=''

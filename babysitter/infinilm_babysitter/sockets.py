@@ -23,6 +23,7 @@ SOCK_DIAG_BY_FAMILY: Final = 20
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST_AND_DUMP: Final = 0x301
 MESSAGE: Final = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, sender
+ERROR: Final = struct.Struct("=i")  # nlmsgerr begins with the negative errno
 # linux/inet_diag.h: family, protocol, states; inet_diag_sockid begins with the port (big-endian)
 REQUEST: Final = struct.Struct("=BBxxI2s46x")
 ANSWER: Final = struct.Struct("=BBxx4x16s44xI")  # family, state; the own address; the inode
@@ -99,7 +100,7 @@ def _answers(kernel: socket.socket) -> Iterator[bytes]:
             if kind == NLMSG_DONE:
                 return
             if kind == NLMSG_ERROR:
-                code = -int.from_bytes(body[:4], "little", signed=True)
+                code = -ERROR.unpack_from(body)[0]
                 raise OSError(code, os.strerror(code))
             yield body
 
