@@ -259,6 +259,17 @@ def test_r29_who_is_heard_when_the_trouble_ends_needs_no_second_heartbeat(
     assert world.healthy() == set(names(20))
 
 
+def test_r29_who_was_given_up_before_the_trouble_is_not_removed_in_it(world: World) -> None:
+    world.add(*names(20))
+    world.live(60, names(20)[1:])
+    assert world.healthy() == set(names(20)[1:])
+    world.live(400, names(20)[13:])
+    assert world.stale() == set(names(20)[1:13])
+    assert world.table.removable() == [], "what looks dead now may only be cut off"
+    world.live(20, names(20)[1:])
+    assert [service.name for service in world.table.removable()] == ["e0"]
+
+
 def test_r29_lossy_heartbeats_expire_nobody(world: World) -> None:
     dice = random.Random(29)
     world.add(*names(20))
