@@ -173,13 +173,14 @@ def test_r27_a_damaged_file_is_kept_aside_reported_and_replaced(
     assert again.degraded_reason is None
 
 
+@pytest.mark.parametrize("field", [b'"name":"e', b'"models":["m'])
 def test_r27_a_flipped_bit_in_a_record_costs_only_that_record(
-    path: Path, service: MakeService, opened: Callable[..., SqliteStore]
+    field: bytes, path: Path, service: MakeService, opened: Callable[..., SqliteStore]
 ) -> None:
     services = filled(path, service)
     raw = path.read_bytes()
-    assert raw.count(b'"name":"e77"') == 1
-    path.write_bytes(raw.replace(b'"name":"e77"', b'"name":"e78"'))
+    assert raw.count(field + b'77"') == 1
+    path.write_bytes(raw.replace(field + b'77"', field + b'76"'))
     store = opened(path)
     assert {one.name for one in store.open()} == set(services) - {"e77"}
     assert "1 broken records" in str(store.degraded_reason)
