@@ -229,7 +229,7 @@ class Registrar:
     def _report(self, problem: str) -> None:
         if problem and problem != self.problem:
             log.warning("registry not up to date reason=%r", problem)
-        elif self.problem and not problem:
+        elif self.problem and not problem and self._babysitter.known:
             log.info("registry up to date again url=%s", self._client.urls[0])
         self.problem = problem
 

@@ -109,6 +109,14 @@ def test_stopping_removes_both_services(babysit, registry) -> None:
     assert registry.services == {}
 
 
+def test_stopping_without_a_registry_does_not_say_that_one_was_reached(babysit) -> None:
+    babysat = babysit(registry_url=f"http://127.0.0.1:{free_port()}")
+    babysat.wait_for_state("ready")
+    babysat.program.wait_for_line("registry not up to date")
+    assert babysat.program.stop() == 0
+    assert "up to date again" not in babysat.program.output
+
+
 def test_a_refused_registration_is_told_and_the_engine_goes_on(
     babysit, registry, monkeypatch
 ) -> None:
