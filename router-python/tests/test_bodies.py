@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infinilm_router.proxy.bodies import (
+    MAX_CHUNK_LINE,
     BodyReader,
     ChunkedBody,
     SizedBody,
@@ -88,6 +89,23 @@ def test_a_malformed_coding_is_a_fault_however_it_arrives(coded: bytes, step: in
     read(reader, [coded[at : at + step] for at in range(0, len(coded), step)])
     assert reader.fault
     assert not reader.done
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\r", b"\n", b"\rdata\r\n", b"aaaaa\n"])
+@pytest.mark.parametrize("length", range(MAX_CHUNK_LINE - 6, MAX_CHUNK_LINE + 3))
+def test_what_is_wrong_with_a_line_does_not_depend_on_how_it_is_cut(
+    length: int, end: bytes
+) -> None:
+    line = b"1;".ljust(length, b"a") + end
+
+    def verdict(at: int) -> str | None:
+        reader = ChunkedBody()
+        read(reader, [line[:at], line[at:]])
+        return reader.fault
+
+    found = {verdict(at) for at in range(1, len(line) + 1)}
+    assert len(found) == 1
+    assert (None in found) == (end in (b"\r\n", b"\r") and length <= MAX_CHUNK_LINE)
 
 
 def test_what_came_before_a_fault_is_not_lost() -> None:

@@ -102,14 +102,13 @@ class ChunkedBody:
             return -1
         limit = MAX_TRAILERS - self._trailers if self._state == self.TRAILERS else MAX_CHUNK_LINE
         end = data.find(b"\n", at, at + limit + 2)
-        if end < 0:
-            if len(data) - at > limit:
-                self.fault = "a chunk size line or trailer is too long"
-            return -1
-        if end == at or data[end - 1] != 13:
+        stop = end if end >= 0 else len(data)
+        ends_with_cr = stop > at and data[stop - 1] == 13
+        if stop - at > limit + ends_with_cr:
+            self.fault = "a chunk size line or trailer is too long"
+        elif end >= 0 and not ends_with_cr:
             self.fault = "a line of the chunked coding does not end with CRLF"
-            return -1
-        return end - 1
+        return end - 1 if end >= 0 and not self.fault else -1
 
     def _line(self, line: bytes) -> None:
         if self._state == self.DATA_END:

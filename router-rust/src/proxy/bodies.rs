@@ -132,26 +132,24 @@ impl ChunkedBody {
             State::Trailers => MAX_TRAILERS.saturating_sub(self.trailers),
             _ => MAX_CHUNK_LINE,
         };
-        let window = &data[at..data.len().min(at + limit + 2)];
-        let Some(found) = memchr(b'\n', window) else {
-            self.held.extend_from_slice(window);
-            if self.held.len() > limit + 1
-                || (self.held.len() == limit + 1 && !self.held.ends_with(b"\r"))
-            {
-                return Err("a chunk size line or trailer is too long");
-            }
+        let room = limit + 2 - self.held.len();
+        let window = &data[at..data.len().min(at + room)];
+        let end = memchr(b'\n', window);
+        self.held
+            .extend_from_slice(&window[..end.unwrap_or(window.len())]);
+        let ends_with_cr = self.held.ends_with(b"\r");
+        if self.held.len() > limit + usize::from(ends_with_cr) {
+            return Err("a chunk size line or trailer is too long");
+        }
+        let Some(end) = end else {
             return Ok(at + window.len());
         };
         let mut line = std::mem::take(&mut self.held);
-        line.extend_from_slice(&window[..found]);
         if line.pop() != Some(b'\r') {
             return Err("a line of the chunked coding does not end with CRLF");
         }
-        if line.len() > limit {
-            return Err("a chunk size line or trailer is too long");
-        }
         self.on_line(&line)?;
-        Ok(at + found + 1)
+        Ok(at + end + 1)
     }
 
     fn take_data_end(&mut self, data: &[u8], at: usize) -> Result<usize, &'static str> {

@@ -1,6 +1,8 @@
 //! Bodies end where docs/HTTP.md says, however their bytes arrive.
 
-use infini_router::proxy::bodies::{BodyReader, ChunkedBody, request_body, response_body};
+use infini_router::proxy::bodies::{
+    BodyReader, ChunkedBody, MAX_CHUNK_LINE, request_body, response_body,
+};
 use infini_router::proxy::heads::{RequestHead, ResponseHead, parse_request_head};
 use infini_router::utils::errors::Code;
 
@@ -116,6 +118,27 @@ fn a_malformed_coding_is_a_fault_however_it_arrives() {
                 "{step} {:?}",
                 String::from_utf8_lossy(coded)
             );
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_with_a_line_does_not_depend_on_how_it_is_cut() {
+    let verdict = |line: &[u8], at: usize| {
+        let mut reader = chunked();
+        let (one, other) = line.split_at(at);
+        let fault = reader.feed(&mut one.to_vec()).fault;
+        fault.or_else(|| reader.feed(&mut other.to_vec()).fault)
+    };
+    for length in MAX_CHUNK_LINE - 6..MAX_CHUNK_LINE + 3 {
+        for end in ["\r\n", "\r", "\n", "\rdata\r\n", "aaaaa\n"] {
+            let line = format!("1;{}{end}", "a".repeat(length - 2)).into_bytes();
+            let whole = verdict(&line, line.len());
+            let fine = ["\r\n", "\r"].contains(&end) && length <= MAX_CHUNK_LINE;
+            assert_eq!(whole.is_none(), fine, "{length} {end:?}");
+            for at in 1..line.len() {
+                assert_eq!(verdict(&line, at), whole, "{length} {end:?} cut at {at}");
+            }
         }
     }
 }
