@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -66,6 +67,12 @@ def retry_after(outcome: Outcome) -> int:
     return int(outcome.head.get("retry-after") or 0)
 
 
+def refusals(router: Router) -> list[float]:
+    """Milliseconds that each took in the router, from the whole request on."""
+    lines = re.findall(r"request id=.* ms=(\d+) .*error=overloaded", router.program.output)
+    return [float(line) for line in lines]
+
+
 def code(outcome: Outcome) -> str:
     return str(json.loads(outcome.data)["error"]["code"])
 
@@ -83,10 +90,12 @@ def test_a_burst_passes_no_limit_and_who_has_to_go_is_told_at_once(
         outcomes = closed_loop(router.url, [chat_call()] * count, count)
     by_status = {status: [o for o in outcomes if o.status == status] for status in (200, 429, 503)}
     served, full, late = by_status.values()
+    wait_until(lambda: len(refusals(router)) == len(full), what="a line for each refusal")
     print(
         f"R18 {router.name}: of {count} at once {len(served)} served,"
         f" p95 {percentile([o.ended for o in served], 0.95):.2f} s ({alone:.2f} s alone);"
-        f" {len(full)} refused after p99 {percentile([o.ended for o in full], 0.99) * 1e3:.0f} ms,"
+        f" {len(full)} refused after p99 {percentile([o.ended for o in full], 0.99) * 1e3:.0f} ms"
+        f" ({percentile(refusals(router), 0.99):.0f} ms in the router),"
         f" {len(late)} after {min(o.ended for o in late):.2f} to {max(o.ended for o in late):.2f} s"
         f" of waiting; at most {max(e.max_in_flight for e in engines)} at an engine;"
         f" +{peak.growth / MEBIBYTE:.0f} MB"
