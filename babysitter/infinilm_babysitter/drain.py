@@ -27,9 +27,8 @@ async def drain(
         known: whether somebody may send to the engine: a registry has it, or something has asked
             for its health lately.
     """
-    if not known and not sockets.count_connections(config.port):
-        return
-    await _until_routers_know(config, session, hurry)
+    if known:
+        await _until_routers_know(config, session, hurry)
     await _until_quiet(config, hurry)
 
 

@@ -43,8 +43,9 @@ def test_r10_an_engine_that_a_router_still_sends_to_is_not_stopped(serving, rout
 
 
 def test_r10_an_open_connection_is_waited_for_only_so_long(babysit) -> None:
-    babysat = babysit(babysitter={"drain_settle": 0, "drain_timeout": 0.3})
-    babysat.wait_for_state("ready")
+    limits = {"drain_settle": 3600, "drain_timeout": 0.3}  # no registry and no router knows it
+    babysat = babysit(babysitter=limits)
+    babysat.program.wait_for_line("engine state=ready")
     with socket.create_connection(("127.0.0.1", babysat.port)):
         assert babysat.program.stop() == 0
     assert "drain time over connections=1" in babysat.program.output
