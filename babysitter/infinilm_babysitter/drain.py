@@ -24,8 +24,8 @@ async def drain(
         config: names the routers to ask and the limits.
         session: for asking them.
         hurry: set when there is no more time to lose.
-        known: whether somebody may send to the engine: a registry has it, or something has asked
-            for its health lately.
+        known: whether routers may send to the engine: a registry has it, or something has asked
+            for its health lately. Else only connections that are open now are waited for.
     """
     if known:
         await _until_routers_know(config, session, hurry)
