@@ -98,6 +98,7 @@ class Keeper:
 
     def _attend(self) -> None:
         """Until the engine's main process has ended or its time to do so is over."""
+        self._obey_inbox()  # commands may have come together with the first line
         while self._status is None and not self._late():
             self._wait()
         if self._kill_at is not None and not self._late():
@@ -120,10 +121,14 @@ class Keeper:
         self._tree_is_gone()
 
     def _read_commands(self) -> None:
-        data = os.read(0, 65536)
-        if not data:
+        if data := os.read(0, 65536):
+            self._inbox += data
+            self._obey_inbox()
+        else:
             self._kill_at = time.monotonic()
-        *commands, self._inbox = (self._inbox + data).split(b"\n")
+
+    def _obey_inbox(self) -> None:
+        *commands, self._inbox = self._inbox.split(b"\n")
         for command in commands:
             self._obey(command.decode())
 
