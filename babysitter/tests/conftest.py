@@ -37,6 +37,14 @@ class Call(NamedTuple):
     body: dict[str, Any]
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *connection: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # a client that has left is no error
+            super().handle_error(*connection)
+
+
 class FakeServer:
     """A JSON server of the test process."""
 
@@ -62,8 +70,7 @@ class FakeServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), Handler)
         self.port: int = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))

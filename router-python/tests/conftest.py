@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from infinilm_router.config import RouterConfig
-from infinilm_router.router.table import Service
+from infinilm_router.router.health import HealthProber
+from infinilm_router.router.table import Service, TableStore
 from infinilm_router.utils.fetch import control_session
 
 Answer = tuple[int, Any]
@@ -153,3 +154,40 @@ def engine() -> Callable[..., Service]:
         return Service(name, "127.0.0.1", port, url, metadata=metadata, **changes)
 
     return make
+
+
+class Probed:
+    """A prober, its table, and every change of verdict."""
+
+    def __init__(self, http: Any, config: Any, services: tuple[Service, ...]) -> None:
+        self.heard = False
+        self.store = TableStore()
+        self.store.set_services(services)
+        self.changes: list[tuple[str, bool]] = []
+        self.prober = HealthProber(
+            config,
+            http,
+            self.store,
+            lambda s, up: self.changes.append((s.name, up)),
+            lambda *_: self.heard,
+        )
+
+    @property
+    def down(self) -> set[str]:
+        return set(self.store.current.down)
+
+
+@pytest.fixture
+def probing(
+    session: Any, config: Any, running: Any
+) -> Callable[..., AbstractAsyncContextManager[Probed]]:
+    """`async with probing(*services, **configuration) as probed:`."""
+
+    @contextlib.asynccontextmanager
+    async def start(*services: Service, **changes: Any) -> AsyncIterator[Probed]:
+        async with session() as http:
+            parts = Probed(http, config(**changes), services)
+            async with running(parts.prober.run()):
+                yield parts
+
+    return start

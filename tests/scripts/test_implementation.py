@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from rig.processes import ROOT, free_port, wait_until
-from rig.routers import router_argv, router_names
+from rig.routers import router_names
 
 STAND_IN = Path(__file__).with_name("stand_in.py")
 # Takes the place of the Rust router: takes any flags, prints its address, answers /health.
@@ -377,30 +377,6 @@ def test_the_rust_router_keeps_its_last_good_list_with_the_logs(bare):
     log = next((bare.root / "other").glob("router_*.log")).read_text()
     assert "--state-dir" not in log
     assert bare.script("stop_router.sh", LOG_DIR=str(bare.root / "other"))[0] == 0
-
-
-def checked_config(name: str, file: Path) -> tuple[int, str]:
-    command = [*router_argv(name), "--config", str(file), "--state-dir", "none", "--check-config"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    return done.returncode, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("value", ["auto", "rust", 7])
-def test_either_router_takes_the_file_whatever_implementation_it_names(tmp_path, value):
-    shipped = json.loads((ROOT / "deployment_configs/router_config.json").read_text())
-    shipped["router"]["implementation"] = value
-    file = tmp_path / "router_config.json"
-    file.write_text(json.dumps(shipped))
-    answers = {checked_config(name, file) for name in router_names()}
-    assert len(answers) == 1
-    code, shown = answers.pop()
-    assert code == 0, shown
-    assert "implementation" not in json.loads(shown)
-    shipped["router"]["implementations"] = value
-    file.write_text(json.dumps(shipped))
-    refused = {checked_config(name, file) for name in router_names()}
-    assert len(refused) == 1
-    assert ", implementation, " in refused.pop()[1]
 
 
 @pytest.mark.slow

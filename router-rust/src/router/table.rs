@@ -81,8 +81,7 @@ impl Service {
 
     /// Requests that it takes at once, if its metadata says so in a way that can be used.
     pub fn max_concurrency(&self) -> Option<u32> {
-        let given = self.metadata.get("max_concurrency")?.as_u64()?;
-        let limit = u32::try_from(given).ok()?;
+        let limit = u32::try_from(self.metadata.get("max_concurrency")?.as_u64()?).ok()?;
         (1..=MAX_CONCURRENCY).contains(&limit).then_some(limit)
     }
 

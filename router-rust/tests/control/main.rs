@@ -12,6 +12,7 @@ mod json;
 mod loading;
 mod membership;
 mod models;
+mod probe_targets;
 mod prober;
 mod rig;
 mod rise_fall;

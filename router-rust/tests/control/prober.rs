@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use infini_router::config::{RouterConfig, Secret};
+use infini_router::config::RouterConfig;
 use infini_router::router::health::HealthProber;
 use infini_router::router::table::{Service, TableStore};
 use serde_json::json;
@@ -15,16 +15,16 @@ use crate::rig::{
 };
 
 /// A prober at work, its table, and every change of verdict.
-struct Probed {
-    store: Arc<TableStore>,
-    prober: Arc<HealthProber>,
+pub(crate) struct Probed {
+    pub(crate) store: Arc<TableStore>,
+    pub(crate) prober: Arc<HealthProber>,
     changes: Arc<Mutex<Vec<(String, bool)>>>,
     heard: Arc<AtomicBool>,
     _running: Running,
 }
 
 impl Probed {
-    fn start(services: impl IntoIterator<Item = Service>, config: RouterConfig) -> Self {
+    pub(crate) fn start(services: impl IntoIterator<Item = Service>, config: RouterConfig) -> Self {
         let store = Arc::new(TableStore::default());
         store.set_services(listed(services), true);
         let changes = Arc::<Mutex<Vec<(String, bool)>>>::default();
@@ -50,27 +50,27 @@ impl Probed {
         }
     }
 
-    fn down(&self) -> Vec<String> {
+    pub(crate) fn down(&self) -> Vec<String> {
         let mut down: Vec<_> = self.store.current().down.iter().cloned().collect();
         down.sort();
         down
     }
 
-    fn count(&self, result: &str) -> u64 {
+    pub(crate) fn count(&self, result: &str) -> u64 {
         let results = self.prober.view("a").results;
         results.get(result).copied().unwrap_or_default()
     }
 
-    fn reason(&self) -> Option<String> {
+    pub(crate) fn reason(&self) -> Option<String> {
         self.prober.view("a").down_reason
     }
 
-    fn changes(&self) -> Vec<(String, bool)> {
+    pub(crate) fn changes(&self) -> Vec<(String, bool)> {
         self.changes.lock().unwrap().clone()
     }
 }
 
-fn slow() -> RouterConfig {
+pub(crate) fn slow() -> RouterConfig {
     RouterConfig {
         health_interval: 60.0,
         ..quick()
@@ -109,120 +109,6 @@ async fn a_new_engine_is_routable_at_once_and_out_when_its_first_probe_fails() {
     assert_eq!(probed.store.current().healthy_engines.len(), 1);
     until("down", || probed.down() == ["dead"]).await;
     assert!(probed.prober.view("dead").last_check.is_some());
-}
-
-/// Who answers what, as (path, status), None = nobody listens; whether the engine is up then, and
-/// who was asked for what.
-type Answers<'a> = Option<&'a [(&'a str, u16)]>;
-
-async fn probes_go(sitter: Answers<'_>, itself: Answers<'_>, up: bool, asked: &[&str]) {
-    let port = free_port().await;
-    let mut servers = Vec::new();
-    for (who, answers, at) in [("sitter", sitter, port + 1), ("itself", itself, port)] {
-        if let Some(answers) = answers {
-            let server = FakeServer::start_at(at).await;
-            for (path, status) in answers {
-                server.answer(path, *status, "{}");
-            }
-            servers.push((who, server));
-        }
-    }
-    let probed = Probed::start([engine("a", port, &[])], slow());
-    until("probed", || probed.prober.view("a").last_check.is_some()).await;
-    assert_eq!(probed.down().is_empty(), up, "{asked:?}");
-    let found = |(who, server): &(&str, FakeServer)| -> Vec<String> {
-        server
-            .targets()
-            .iter()
-            .map(|target| format!("{who} {target}"))
-            .collect()
-    };
-    assert_eq!(servers.iter().flat_map(found).collect::<Vec<_>>(), asked);
-}
-
-const HERE: (&str, u16) = ("/health", 200);
-const LOADING: (&str, u16) = ("/health", 503);
-
-#[tokio::test]
-async fn a_babysitter_is_the_probe_where_there_is_one() {
-    probes_go(Some(&[HERE]), Some(&[LOADING]), true, &["sitter /health"]).await;
-    probes_go(Some(&[LOADING]), Some(&[HERE]), false, &["sitter /health"]).await;
-    probes_go(
-        Some(&[("/health", 302)]),
-        Some(&[]),
-        false,
-        &["sitter /health"],
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn without_a_babysitter_the_engine_is_asked_itself_and_then_for_its_models() {
-    probes_go(None, Some(&[HERE]), true, &["itself /health"]).await;
-    let loading = [LOADING, ("/v1/models", 200)];
-    probes_go(None, Some(&loading), false, &["itself /health"]).await;
-    let two = ["itself /health", "itself /v1/models"];
-    probes_go(None, Some(&[("/v1/models", 200)]), true, &two).await;
-    probes_go(None, Some(&[("/v1/models", 401)]), true, &two).await;
-    let three = ["itself /health", "itself /v1/models", "itself /models"];
-    probes_go(None, Some(&[("/models", 200)]), true, &three).await;
-    probes_go(None, Some(&[]), false, &three).await;
-    probes_go(None, None, false, &[]).await;
-}
-
-#[tokio::test]
-async fn metadata_names_another_probe_which_is_the_only_one_and_gets_no_key() {
-    let port = free_port().await;
-    let (other, itself) = (FakeServer::start().await, FakeServer::start_at(port).await);
-    other.answer("/ready", 503, "{}");
-    itself.answer("/health", 200, "{}");
-    let key = Some(Secret::new("sk-canary".to_owned()));
-    let config = RouterConfig {
-        engine_api_key: key,
-        ..quick()
-    };
-    let url = format!("{}/ready", other.url());
-    let probed = Probed::start([with(engine("a", port, &[]), "health_url", url)], config);
-    until("down", || probed.down() == ["a"]).await;
-    assert!(itself.heads().is_empty());
-    assert!(
-        other
-            .heads()
-            .iter()
-            .all(|head| !head.to_lowercase().contains("authorization"))
-    );
-}
-
-#[tokio::test]
-async fn a_probe_address_that_is_none_takes_the_engine_out_and_nothing_else() {
-    for url in [
-        "ftp://h/x",
-        "nonsense",
-        "http://\u{2603}.invalid./",
-        "http://h:99999/",
-    ] {
-        let service = with(engine("a", 1, &[]), "health_url", url);
-        let probed = Probed::start([service], quick());
-        until("down", || probed.down() == ["a"]).await;
-    }
-}
-
-#[tokio::test]
-async fn an_engine_on_the_next_port_is_not_taken_for_a_babysitter() {
-    let port = free_port().await;
-    let (a, b) = (
-        FakeServer::start_at(port).await,
-        FakeServer::start_at(port + 1).await,
-    );
-    a.answer("/health", 200, "{}");
-    b.answer("/health", 503, "{}");
-    let probed = Probed::start(
-        [engine("a", port, &[]), engine("b", port + 1, &[])],
-        quick(),
-    );
-    until("down", || probed.down() == ["b"]).await;
-    until("probed", || probed.prober.view("a").last_check.is_some()).await;
-    assert_eq!(probed.changes(), [("b".to_owned(), false)]);
 }
 
 #[tokio::test]
@@ -429,34 +315,6 @@ async fn an_engine_that_left_is_not_probed_any_more() {
             .iter()
             .all(|target| target == "/a")
     );
-}
-
-#[tokio::test]
-async fn the_key_of_engines_goes_to_the_engine_and_not_to_its_babysitter() {
-    let port = free_port().await;
-    let key = || Some(Secret::new("sk-1".to_owned()));
-    let itself = FakeServer::start_at(port).await;
-    itself.answer("/health", 200, "{}");
-    let start = || {
-        let config = RouterConfig {
-            engine_api_key: key(),
-            ..quick()
-        };
-        Probed::start([engine("a", port, &[])], config)
-    };
-    let probed = start();
-    until("asked", || !itself.heads().is_empty()).await;
-    drop(probed);
-    let sitter = FakeServer::start_at(port + 1).await;
-    sitter.answer("/health", 200, "{}");
-    let _probed = start();
-    until("asked", || !sitter.heads().is_empty()).await;
-    assert!(
-        itself.heads()[0]
-            .to_lowercase()
-            .contains("\r\nauthorization: bearer sk-1\r\n")
-    );
-    assert!(!sitter.heads()[0].to_lowercase().contains("authorization"));
 }
 
 #[tokio::test]

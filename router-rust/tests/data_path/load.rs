@@ -9,39 +9,35 @@ use infini_router::router::table::{Service, ServiceTable};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-fn engine() -> Arc<Service> {
+pub(crate) fn engine() -> Arc<Service> {
     named("a")
 }
 
-fn named(name: &str) -> Arc<Service> {
+pub(crate) fn named(name: &str) -> Arc<Service> {
     Arc::new(Service {
         name: name.to_owned(),
         ..Service::default()
     })
 }
 
-fn book() -> Arc<LoadBook> {
+pub(crate) fn book() -> Arc<LoadBook> {
     Arc::new(LoadBook::new(Limits::default(), || 0.5))
 }
 
-fn begin(book: &Arc<LoadBook>, service: &Arc<Service>, now: Instant) -> InFlight {
+pub(crate) fn begin(book: &Arc<LoadBook>, service: &Arc<Service>, now: Instant) -> InFlight {
     book.begin(&mut book.lock(), service, now, 100)
 }
 
-fn view(book: &LoadBook, now: Instant) -> LoadView {
+pub(crate) fn view(book: &LoadBook, now: Instant) -> LoadView {
     book.view(&engine(), now)
 }
 
-fn end(book: &Arc<LoadBook>, outcome: Outcome, now: Instant) {
+pub(crate) fn end(book: &Arc<LoadBook>, outcome: Outcome, now: Instant) {
     begin(book, &engine(), now).release(outcome, now);
 }
 
-fn ejected(book: &LoadBook, now: Instant) -> bool {
-    view(book, now).ejected
-}
-
 /// A book whose engine is ejected, and when that ends.
-fn with_ejection(now: Instant) -> (Arc<LoadBook>, Instant) {
+pub(crate) fn with_ejection(now: Instant) -> (Arc<LoadBook>, Instant) {
     let book = book();
     for _ in 0..3 {
         end(&book, Outcome::EngineFault, now);
@@ -96,128 +92,6 @@ fn counters_are_zero_after_any_mix_of_ends() {
         assert_eq!(view.request_count, u64::from(count));
         assert!(!book.lock().of(&engine()).on_probation);
     }
-}
-
-#[test]
-fn three_faults_in_a_row_eject_and_the_time_doubles_up_to_a_minute() {
-    let (book, mut now) = (book(), Instant::now());
-    for _ in 0..3 {
-        assert!(!ejected(&book, now));
-        end(&book, Outcome::EngineFault, now);
-    }
-    for seconds in [5, 10, 20, 40, 60, 60] {
-        let until = book.lock().of(&engine()).ejected_until.unwrap();
-        assert_eq!(until - now, Duration::from_secs(seconds));
-        assert!(ejected(&book, now));
-        now = until;
-        assert!(!ejected(&book, now));
-        end(&book, Outcome::EngineFault, now);
-    }
-}
-
-#[test]
-fn ejections_of_long_ago_are_forgotten() {
-    let (book, until) = with_ejection(Instant::now());
-    for (later, span) in [(1, 10), (700, 5)] {
-        let now = until + Duration::from_secs(later);
-        end(&book, Outcome::EngineFault, now);
-        let again = book.lock().of(&engine()).ejected_until.unwrap();
-        assert_eq!(again - now, Duration::from_secs(span));
-    }
-}
-
-#[test]
-fn success_between_faults_starts_the_count_again() {
-    let (book, now) = (book(), Instant::now());
-    for outcome in [Outcome::EngineFault, Outcome::EngineFault, Outcome::Ok].repeat(5) {
-        end(&book, outcome, now);
-    }
-    assert!(!ejected(&book, now));
-    assert_eq!(view(&book, now).error_count, 10);
-}
-
-#[test]
-fn what_is_not_the_engines_fault_changes_nothing() {
-    let (book, now) = (book(), Instant::now());
-    for _ in 0..200 {
-        end(&book, Outcome::Neutral, now);
-        drop(begin(&book, &engine(), now));
-    }
-    assert_eq!(view(&book, now).error_count, 0);
-    assert!(!book.lock().any_ejected);
-}
-
-#[test]
-fn exactly_one_request_is_let_through_after_an_ejection() {
-    let (book, now) = with_ejection(Instant::now());
-    let probation = begin(&book, &engine(), now);
-    assert!(ejected(&book, now));
-    probation.release(Outcome::Ok, now);
-    assert!(!ejected(&book, now));
-    assert!(!book.lock().any_ejected);
-}
-
-#[test]
-fn after_a_success_an_ejection_is_the_first_again() {
-    let (book, now) = with_ejection(Instant::now());
-    let until = || book.lock().of(&engine()).ejected_until.unwrap();
-    end(&book, Outcome::EngineFault, now);
-    let now = until();
-    end(&book, Outcome::Ok, now);
-    for _ in 0..3 {
-        end(&book, Outcome::EngineFault, now);
-    }
-    assert_eq!(until() - now, Duration::from_secs(5));
-}
-
-#[test]
-fn the_head_of_a_long_stream_ends_the_probation() {
-    let (book, now) = with_ejection(Instant::now());
-    let mut probation = begin(&book, &engine(), now);
-    probation.answered(200, None, true, now);
-    assert!(!ejected(&book, now));
-}
-
-#[test]
-fn a_probation_request_whose_client_leaves_says_nothing() {
-    let (book, now) = with_ejection(Instant::now());
-    drop(begin(&book, &engine(), now));
-    assert!(book.lock().of(&engine()).ejected_until.is_some());
-    assert!(!ejected(&book, now));
-}
-
-#[test]
-fn answers_to_older_requests_do_not_end_an_ejection() {
-    let (book, now) = (book(), Instant::now());
-    let old = begin(&book, &engine(), now);
-    for _ in 0..3 {
-        end(&book, Outcome::EngineFault, now);
-    }
-    old.release(Outcome::Ok, now + Duration::from_secs(1));
-    assert!(ejected(&book, now + Duration::from_secs(1)));
-}
-
-#[test]
-fn a_service_may_set_its_own_limits() {
-    let (book, now) = (book(), Instant::now());
-    let strict = Arc::new(Service {
-        max_fails: Some(1),
-        fail_timeout: Some(30.0),
-        ..Service::clone(&named("s"))
-    });
-    let never = Arc::new(Service {
-        max_fails: Some(0),
-        ..Service::clone(&named("n"))
-    });
-    begin(&book, &strict, now).release(Outcome::EngineFault, now);
-    assert_eq!(
-        book.lock().of(&strict).ejected_until,
-        Some(now + Duration::from_secs(30))
-    );
-    for _ in 0..20 {
-        begin(&book, &never, now).release(Outcome::EngineFault, now);
-    }
-    assert!(!book.view(&never, now).ejected);
 }
 
 #[test]
@@ -357,16 +231,6 @@ fn a_pause_is_not_made_shorter_by_a_later_answer() {
         begin(&book, &engine(), now).answered(429, Some(retry_after), false, now);
     }
     assert!(view(&book, now + Duration::from_secs(59)).busy);
-}
-
-#[test]
-fn a_probation_request_that_meets_a_busy_engine_decides_nothing() {
-    let (book, now) = with_ejection(Instant::now());
-    let mut probation = begin(&book, &engine(), now);
-    let outcome = probation.answered(429, None, false, now);
-    probation.release(outcome, now);
-    assert!(book.lock().of(&engine()).ejected_until.is_some());
-    assert!(!ejected(&book, now));
 }
 
 /// A table of engines, of which those with these names are down.

@@ -11,6 +11,8 @@ use infini_router::utils::errors::{Code, RouterError};
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::rig::letters;
+
 fn engine(name: &str, model: &str, status: &str) -> Service {
     let metadata = json!({ "type": "openai-api" });
     Service {
@@ -73,10 +75,6 @@ fn end_one(book: &Arc<LoadBook>, service: &Arc<Service>, outcome: Outcome) {
     let now = Instant::now();
     let in_flight = book.begin(&mut book.lock(), service, now, 0);
     in_flight.release(outcome, now);
-}
-
-fn letters(text: &str) -> HashSet<char> {
-    text.chars().collect()
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use infini_router::router::engine::{Limits, Outcome};
 use infini_router::router::load::{InFlight, LoadBook};
-use infini_router::router::pace::Pace;
 use infini_router::router::queue::{Answer, Asked, RoomLimits, Ticket, WaitingRoom};
 use infini_router::router::selection::{Request, Rules};
 use infini_router::router::table::{Service, TableStore};
@@ -16,7 +15,7 @@ use infini_router::utils::errors::{Code, RouterError};
 use serde_json::json;
 use tokio::time::Instant;
 
-fn engine(name: &str, models: &str, limit: u32) -> Arc<Service> {
+pub(crate) fn engine(name: &str, models: &str, limit: u32) -> Arc<Service> {
     let metadata = json!({"type": "openai-api", "max_concurrency": limit});
     Arc::new(Service {
         name: name.to_owned(),
@@ -31,15 +30,15 @@ fn one() -> Arc<Service> {
 }
 
 /// A waiting room with its engines, at a time that the test moves.
-struct House {
-    now: Instant,
-    book: Arc<LoadBook>,
+pub(crate) struct House {
+    pub(crate) now: Instant,
+    pub(crate) book: Arc<LoadBook>,
     store: Arc<TableStore>,
-    room: Arc<WaitingRoom>,
+    pub(crate) room: Arc<WaitingRoom>,
 }
 
 impl House {
-    fn new(services: &[Arc<Service>]) -> Self {
+    pub(crate) fn new(services: &[Arc<Service>]) -> Self {
         Self::with(services, RoomLimits::default())
     }
 
@@ -65,7 +64,7 @@ impl House {
         self.now += Duration::from_secs_f64(seconds);
     }
 
-    fn ask_for(&self, model: Option<&str>, size: usize, tried: &[&str]) -> Asked {
+    pub(crate) fn ask_for(&self, model: Option<&str>, size: usize, tried: &[&str]) -> Asked {
         let request = Request {
             model: model.map(str::to_owned),
             tried: tried.iter().map(|&name| name.to_owned()).collect(),
@@ -98,7 +97,7 @@ impl House {
         place.release(Outcome::Ok, self.now);
     }
 
-    fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         let total = self.book.waiting();
         let lengths = self.room.lengths();
         assert_eq!(
@@ -117,7 +116,7 @@ fn waiting(asked: Asked) -> Ticket {
 }
 
 /// What a waiting request was told, if anything.
-fn told(ticket: &mut Ticket) -> Option<Answer> {
+pub(crate) fn told(ticket: &mut Ticket) -> Option<Answer> {
     match ticket.poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(answer) => Some(answer),
         Poll::Pending => None,
@@ -382,58 +381,4 @@ async fn the_room_sees_a_new_table_at_once_and_the_rest_by_and_by() {
     );
     assert!(matches!(answer.await, Ok(Answer::Place(_))));
     looking.abort();
-}
-
-#[test]
-fn the_pace_forgets_what_is_long_ago() {
-    let begun = Instant::now();
-    let at = |seconds: f64| begun + Duration::from_secs_f64(seconds);
-    let mut pace = Pace::new(begun);
-    assert!(pace.rate(at(1.0)).abs() < 1e-9);
-    for tenth in 0..100_u8 {
-        pace.count(at(f64::from(tenth) / 10.0));
-    }
-    assert!((pace.rate(at(10.0)) - 10.0).abs() < 0.01);
-    assert!((pace.rate(at(15.0)) - 100.0 / 15.0).abs() < 0.01);
-    assert!(pace.rate(at(40.0)).abs() < 1e-9);
-}
-
-/// Requests of several threads come, wait, leave and end: limits hold, and nobody is lost.
-#[test]
-fn a_storm_of_threads_passes_no_limit_and_loses_nobody() {
-    let house = Arc::new(House::new(&[engine("a", "mn", 3), engine("b", "n", 2)]));
-    std::thread::scope(|scope| {
-        for seed in 0..4 {
-            let house = Arc::clone(&house);
-            scope.spawn(move || storm(&house, seed));
-        }
-    });
-    house.room.look_again(house.now);
-    assert_eq!((house.book.in_flight(), house.waiting()), (0, 0));
-}
-
-fn storm(house: &House, seed: u64) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let (mut tickets, mut running) = (Vec::new(), Vec::new());
-    for _ in 0..3000 {
-        match house.ask_for(random.choice([Some("m"), Some("n"), None]).unwrap(), 1, &[]) {
-            Asked::Now(Answer::Place(place)) => running.push(place.in_flight),
-            Asked::Later(ticket) => tickets.push(ticket),
-            Asked::Now(_) => {}
-        }
-        if !tickets.is_empty() && random.bool() {
-            let mut ticket = tickets.swap_remove(random.usize(..tickets.len()));
-            match told(&mut ticket) {
-                Some(Answer::Place(place)) => running.push(place.in_flight),
-                _ if random.bool() => tickets.push(ticket),
-                _ => {} // it leaves
-            }
-        }
-        if !running.is_empty() && random.bool() {
-            running.swap_remove(random.usize(..running.len()));
-        }
-        for (name, limit) in [("a", 3), ("b", 2)] {
-            assert!(house.book.lock().in_flight_of(name) <= limit);
-        }
-    }
 }
