@@ -10,25 +10,16 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-EXIT_USAGE = 64
-EXIT_IO = 74
+from config_tools import ConfigError, Parser, Rule, entry_faults, is_integer, read_json, write
+
 METHODS = ("round_robin", "least_conn", "ip_hash")
 NAME = r"[A-Za-z0-9._-]{1,128}"
 HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"
 TIME = r"(\d+(ms|[smhdwMy])?)+"
-
-
-class ConfigError(Exception):
-    """Everything that is wrong with flags and files; one line per fault."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 @dataclass(frozen=True)
@@ -56,55 +47,27 @@ class Settings:
     services: tuple[Service, ...]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What one key of a service may hold."""
-
-    accepts: Callable[[object], bool]
-    wanted: str
-    required: bool = False
-
-
-def is_integer(value: object, least: int, most: int) -> bool:
-    """Whether `value` is an integer (JSON's true and false are not) within the bounds."""
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-
-
 def matches(value: object, pattern: str) -> bool:
     """Whether `value` is a string that the whole pattern describes."""
     return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 RULES: Mapping[str, Rule] = {
-    "name": Rule(lambda value: matches(value, NAME), "1 to 128 letters, digits and . _ -"),
-    "host": Rule(lambda value: matches(value, HOST), "a host name or an address", required=True),
-    "port": Rule(lambda value: is_integer(value, 1, 65535), "an integer from 1 to 65535", True),
-    "weight": Rule(lambda value: is_integer(value, 0, 65535), "an integer from 0 to 65535"),
-    "max_fails": Rule(lambda value: is_integer(value, 0, 65535), "an integer from 0 to 65535"),
+    "name": Rule(lambda value: matches(value, NAME), "1 to 128 letters, digits and . _ -", False),
+    "host": Rule(lambda value: matches(value, HOST), "a host name or an address"),
+    "port": Rule(lambda value: is_integer(value, 1, 65535), "an integer from 1 to 65535"),
+    "weight": Rule(lambda value: is_integer(value, 0, 65535), "an integer from 0 to 65535", False),
+    "max_fails": Rule(
+        lambda value: is_integer(value, 0, 65535), "an integer from 0 to 65535", False
+    ),
     "fail_timeout": Rule(
         lambda value: is_integer(value, 0, 10**6) or matches(value, TIME),
         'seconds or a time as nginx writes it, like "30s"',
+        False,
     ),
-    "backup": Rule(lambda value: isinstance(value, bool), "true or false"),
-    "metadata": Rule(lambda value: isinstance(value, dict), "an object"),
+    "backup": Rule(lambda value: isinstance(value, bool), "true or false", False),
+    "metadata": Rule(lambda value: isinstance(value, dict), "an object", False),
 }
-
-
-def entry_faults(where: str, entry: object) -> list[str]:
-    """Every fault of one service as it stands in a file or in --services."""
-    if not isinstance(entry, dict):
-        return [f"{where}: {json.dumps(entry)} is not an object; give name, host, port"]
-    faults = [
-        f"{where}: unknown key {key!r}; known are {', '.join(RULES)}"
-        for key in entry
-        if key not in RULES
-    ]
-    for key, rule in RULES.items():
-        if key in entry and not rule.accepts(entry[key]):
-            faults.append(f"{where}: {key} is {json.dumps(entry[key])}; it must be {rule.wanted}")
-        elif key not in entry and rule.required:
-            faults.append(f"{where}: {key} is missing; give {rule.wanted}")
-    return faults
 
 
 def to_service(entry: Mapping[str, object], number: int) -> Service:
@@ -117,12 +80,7 @@ def to_service(entry: Mapping[str, object], number: int) -> Service:
 
 def read_services(path: Path) -> list[object]:
     """The service entries of a file, unchecked; ConfigError if it has none of the three shapes."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-    except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}: not JSON: {error.msg}"]) from None
+    content = read_json(path)
     if isinstance(content, dict):
         content = content.get("static_services", content)
     if isinstance(content, dict):
@@ -153,7 +111,7 @@ def collect_services(config_file: Path | None, specifications: str | None) -> tu
     for text in filter(str.strip, (specifications or "").split(",")):
         sources.append((f"--services: {text.strip()}", parse_specification(text)))
     for where, entry in sources:
-        faults += entry_faults(where, entry)
+        faults += entry_faults(where, entry, RULES)
     if not sources and not faults:
         faults.append("no services; name them with --config-file or --services name:host:port,...")
     if faults:
@@ -271,15 +229,6 @@ http {{
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse with the exit code that all programs here use for bad flags."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and message; exit."""
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"error: {message}\n")
-
-
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; types are checked here, ranges in `flag_faults`."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -338,21 +287,7 @@ def build_settings(arguments: argparse.Namespace) -> Settings:
 def main() -> int:
     """Build and write; returns the exit code."""
     arguments = parse_arguments()
-    try:
-        text = nginx_config(build_settings(arguments))
-    except ConfigError as error:
-        sys.stderr.write("".join(f"error: {fault}\n" for fault in error.faults))
-        return EXIT_USAGE
-    if arguments.output is None:
-        sys.stdout.write(text)
-        return 0
-    try:
-        arguments.output.write_text(text, "utf-8")
-    except OSError as error:
-        sys.stderr.write(f"error: {arguments.output}: cannot be written: {error}\n")
-        return EXIT_IO
-    sys.stdout.write(f"written: {arguments.output}\n")
-    return 0
+    return write(lambda: nginx_config(build_settings(arguments)), arguments.output)
 
 
 if __name__ == "__main__":

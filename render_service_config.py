@@ -11,15 +11,22 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import NoReturn
+
+from config_tools import (
+    ConfigError,
+    Parser,
+    Rule,
+    entry_faults,
+    is_integer,
+    read_json,
+    read_text,
+    write,
+)
 
 ROOT = Path(__file__).resolve().parent
-EXIT_USAGE = 64
-EXIT_IO = 74
 TEST_CONFIG = {
     "models": [
         {
@@ -34,28 +41,6 @@ TEST_CONFIG = {
         }
     ]
 }
-
-
-class ConfigError(Exception):
-    """Everything that is wrong with the files given; one line per fault."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What one key of a model may hold."""
-
-    accepts: Callable[[object], bool]
-    wanted: str
-    required: bool = True
-
-
-def is_integer(value: object, least: int) -> bool:
-    """Whether `value` is an integer (JSON's true and false are not) of at least `least`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: object, least: float, most: float = sys.float_info.max) -> bool:
@@ -84,31 +69,13 @@ RULES: Mapping[str, Rule] = {
     "temperature": Rule(lambda value: is_number(value, 0), "a number of at least 0"),
     "top_p": Rule(lambda value: is_number(value, 0, 1), "a number from 0 to 1"),
     "repetition_penalty": Rule(lambda value: is_number(value, 0), "a number of at least 0"),
-    "top_k": Rule(lambda value: is_integer(value, 0), "an integer of at least 0", required=False),
-    "think": Rule(lambda value: isinstance(value, bool), "true or false", required=False),
+    "top_k": Rule(lambda value: is_integer(value, 0), "an integer of at least 0", False),
+    "think": Rule(lambda value: isinstance(value, bool), "true or false", False),
     "max_sessions": Rule(lambda value: is_integer(value, 1), "an integer of at least 1", False),
     "gpu_memory_utilization": Rule(
         lambda value: is_number(value, 0, 1), "a number from 0 to 1", False
     ),
 }
-
-
-def model_faults(where: str, model: object) -> list[str]:
-    """Every fault of one entry of `models`."""
-    if not isinstance(model, dict):
-        return [f"{where}: {json.dumps(model)} is not an object; give the keys {', '.join(RULES)}"]
-    faults = [
-        f"{where}: unknown key {key!r}; known are {', '.join(RULES)}"
-        for key in model
-        if key not in RULES
-    ]
-    for key, rule in RULES.items():
-        if key not in model:
-            if rule.required:
-                faults.append(f"{where}: {key} is missing; give {rule.wanted}")
-        elif not rule.accepts(model[key]):
-            faults.append(f"{where}: {key} is {json.dumps(model[key])}; it must be {rule.wanted}")
-    return faults
 
 
 def check_config(source: str, config: object) -> list[dict[str, object]]:
@@ -122,7 +89,7 @@ def check_config(source: str, config: object) -> list[dict[str, object]]:
     if not models:
         faults.append(f"{source}: models is empty; give at least one model")
     for index, model in enumerate(models):
-        faults += model_faults(f"{source}: models[{index}]", model)
+        faults += entry_faults(f"{source}: models[{index}]", model, RULES)
     tables: list[dict[str, object]] = [model for model in models if isinstance(model, dict)]
     names = [table.get("name") for table in tables]
     faults += [
@@ -198,23 +165,6 @@ def render(template_source: str, template: str, models: Sequence[Mapping[str, ob
     return text
 
 
-def read_text(path: Path) -> str:
-    """The text of a file; ConfigError if it cannot be read."""
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
-
-
-def read_config(path: Path) -> object:
-    """The JSON in a file; ConfigError if it cannot be read or is not JSON."""
-    try:
-        value: object = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}:{error.lineno}: not JSON: {error.msg}"]) from None
-    return value
-
-
 def find_file(name: str, folder: Path) -> Path:
     """The file called `name`: as given (from the current folder) if it exists, else in `folder`."""
     return Path(name) if Path(name).is_file() else folder / name
@@ -227,7 +177,7 @@ def build(arguments: argparse.Namespace) -> str:
     template_path = find_file(arguments.template, arguments.templates_dir)
     config_path = None if arguments.test else find_file(arguments.config, arguments.configs_dir)
     try:
-        config = TEST_CONFIG if config_path is None else read_config(config_path)
+        config = TEST_CONFIG if config_path is None else read_json(config_path)
         models = check_config(str(config_path or "--test"), config)
     except ConfigError as error:
         faults += error.faults
@@ -238,15 +188,6 @@ def build(arguments: argparse.Namespace) -> str:
     if faults:
         raise ConfigError(faults)
     return text
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with the exit code that all programs here use for bad flags."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and message; exit."""
-        self.print_usage(sys.stderr)
-        self.exit(EXIT_USAGE, f"error: {message}\n")
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -269,21 +210,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Render and write; returns the exit code."""
     arguments = parse_arguments()
-    try:
-        text = build(arguments)
-    except ConfigError as error:
-        sys.stderr.write("".join(f"error: {fault}\n" for fault in error.faults))
-        return EXIT_USAGE
-    if arguments.output is None:
-        sys.stdout.write(text)
-        return 0
-    try:
-        arguments.output.write_text(text, "utf-8")
-    except OSError as error:
-        sys.stderr.write(f"error: {arguments.output}: cannot be written: {error}\n")
-        return EXIT_IO
-    sys.stdout.write(f"written: {arguments.output}\n")
-    return 0
+    return write(lambda: build(arguments), arguments.output)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ group "ruff format" "$PYTHON" -m ruff format --check .
 group "mypy registry" types registry registry/infinilm_registry
 group "mypy babysitter" types babysitter babysitter/infinilm_babysitter
 group "mypy router-python" types router-python router-python/infinilm_router
-group "mypy tools" types . generate_nginx_config.py render_service_config.py
+group "mypy tools" types . config_tools.py generate_nginx_config.py render_service_config.py
 group "shellcheck" shellcheck ./*.sh .ci/run
 check_rust
 # Two processes, since tests wait more than they work; a file's tests stay together, with what they have started.
