@@ -182,7 +182,7 @@ def _engines(world: World, step: Json) -> list[str]:
         return not found
 
     try:
-        wait_until(settled, 3)
+        wait_until(settled, PATIENCE)
     except AssertionError:
         return found
     return []

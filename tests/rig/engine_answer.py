@@ -4,9 +4,10 @@ import base64
 import os
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from rig.engine_script import Piece, Script
+from rig.engine_script import Delay, Piece, Script
 from rig.server import ClientGoneError, Connection, Request, all_delivered
 from rig.wire import Headers, chunk, head_bytes
 
@@ -47,6 +48,7 @@ class Answer:
     connection: Connection
     script: Script
     record: Record
+    wait: Callable[[Connection, Delay], Awaitable[None]]
 
     async def send(self, *, head_only: bool) -> bool:
         """Head, pieces, end; True when the connection stays open."""
@@ -68,7 +70,7 @@ class Answer:
 
     async def _piece(self, before: bytes, piece: Piece) -> None:
         if piece.delay:
-            await self.connection.sleep(piece.delay)
+            await self.wait(self.connection, piece.delay)
         framed = self.script.framing == "chunked" and not self.script.raw
         await self.connection.send(before + (chunk(piece.data) if framed else piece.data))
 

@@ -1,11 +1,11 @@
 """What a fake engine does with one request: a JSON script, checked and turned into pieces to send.
 
-delay      seconds before the head
+delay      seconds before the head, or "held": until the engine is told to go on (`release`)
 status     default 200
 headers    [["Name", "value"], ...] or {"Name": "value"}
 body       text;  or  json  any value;  or  base64;  or  size  N patterned bytes
 gzip       true: the body is compressed and Content-Encoding says so
-pieces     [text | {"text" | "base64" | "size", "delay"}, ...]  sent one after the other
+pieces     [text | {"text" | "base64" | "size", "delay"}, ...]  in this order; delay as above
 stream     {"chunks", "interval", "size", "finish", "done"}: OpenAI events for the asked model
 framing    "length" | "chunked" | "close" | "none" (default: chunked for pieces, else length)
 trailers   [["Name", "value"], ...] after the last chunk
@@ -26,6 +26,7 @@ from typing import Any, Literal
 from rig.wire import Headers
 
 Json = Mapping[str, Any]
+Delay = float | Literal["held"]
 How = Literal["rst", "fin", "clean", "partial", "kill", "stall"]
 KEYS = frozenset(
     {"delay", "status", "headers", "body", "json", "base64", "size", "gzip", "pieces", "stream"}
@@ -38,7 +39,7 @@ class Piece:
     """Bytes that go out in one write, `delay` seconds after the piece before."""
 
     data: bytes
-    delay: float = 0.0
+    delay: Delay = 0.0
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Die:
 class Script:
     """One checked script."""
 
-    delay: float
+    delay: Delay
     status: int
     headers: Headers
     pieces: tuple[Piece, ...]
@@ -117,7 +118,7 @@ def parse_script(document: Json, body: Json, path: str) -> Script:
         pieces = (Piece(gzip.compress(b"".join(piece.data for piece in pieces), mtime=0)),)
         headers = (*headers, ("Content-Encoding", "gzip"))
     return Script(
-        delay=float(document.get("delay", 0.0)),
+        delay=document.get("delay", 0.0),
         status=int(document.get("status", 200)),
         headers=headers,
         pieces=pieces,

@@ -7,7 +7,7 @@ A request says how it wants to be answered in the header `x-fake-script` or the 
 `x_fake_script` (JSON, see engine_script.py); otherwise the next of the settings' `scripts` and then
 `script` decide. On port + 1 the engine answers `/health`, as its babysitter would.
 `GET /__control` (both ports) shows counters; `POST /__control` merges settings; `{"reset": true}`
-forgets what was counted.
+forgets what was counted, `{"release": N}` lets N held answers go on, now or when they come to it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 
 from rig.engine_answer import Answer, Record
 from rig.engine_faults import flood, fork_worker
-from rig.engine_script import Json, Script, json_body, parse_script
+from rig.engine_script import Delay, Json, Script, json_body, parse_script
 from rig.server import ClientGoneError, Connection, Request, Server
 
 PROBES = ("/health", "/v1/models", "/models")
@@ -86,6 +86,7 @@ class FakeEngine:
         self.hits = self.generations = self.raw_bytes = 0
         self.max_in_flight = self.in_flight
         self.server.errors.clear()
+        self._released = asyncio.Semaphore(0)
 
     async def start(self, port: int) -> None:
         """Listen on `port` (and port + 1 for the babysitter's part), as the settings say."""
@@ -95,14 +96,8 @@ class FakeEngine:
 
     async def apply(self, change: Json) -> None:
         """Merge settings and open or close listeners accordingly."""
-        known = {item.name for item in fields(Settings)}
         for key, value in change.items():
-            if key == "reset":
-                self.reset()
-            elif key not in known:
-                raise ValueError(f"unknown setting {key!r}; known: {sorted(known)} and reset")
-            else:
-                setattr(self.settings, key, value)
+            self._apply_one(key, value)
         if "ready_after" in change:
             self.ready_at = time.monotonic() + self.settings.ready_after
         if "seed" in change:
@@ -112,6 +107,18 @@ class FakeEngine:
         self.server.idle_close = self.settings.idle_close
         await self._switch(self.server, self.port, on=self.settings.listening)
         await self._switch(self.sidecar, self.port + 1, on=self.settings.sidecar)
+
+    def _apply_one(self, key: str, value: Any) -> None:
+        known = {item.name for item in fields(Settings)}
+        if key == "reset":
+            self.reset()
+        elif key == "release":
+            for _ in range(value):
+                self._released.release()
+        elif key not in known:
+            raise ValueError(f"unknown setting {key!r}; known: {sorted(known)}, release, reset")
+        else:
+            setattr(self.settings, key, value)
 
     async def _switch(self, server: Server, port: int, *, on: bool) -> None:
         if on and not server.listening:
@@ -234,11 +241,17 @@ class FakeEngine:
 
     async def _answer(self, connection: Connection, record: Record) -> bool:
         script = self._script(record.request)
-        await connection.sleep(script.delay)
-        answer = Answer(connection, script, record)
+        await self._wait(connection, script.delay)
+        answer = Answer(connection, script, record, self._wait)
         if script.die and script.die.at is None:
             return await answer.break_off(b"")
         return await answer.send(head_only=record.request.method == "HEAD")
+
+    async def _wait(self, connection: Connection, delay: Delay) -> None:
+        if delay == "held":
+            await connection.until(self._released.acquire())
+        else:
+            await connection.sleep(delay)
 
 
 def _model(name: str) -> dict[str, object]:

@@ -7,9 +7,10 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from rig.wire import (
     BodyReader,
@@ -141,6 +142,17 @@ class Connection:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self.gone.wait()
+        if self.gone.is_set():
+            raise ClientGoneError("the client left")
+
+    async def until(self, event: Coroutine[Any, Any, object]) -> None:
+        """Wait for an event; ClientGoneError as soon as the other side leaves."""
+        waits = [asyncio.ensure_future(event), asyncio.ensure_future(self.gone.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
         if self.gone.is_set():
             raise ClientGoneError("the client left")
 

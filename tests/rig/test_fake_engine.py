@@ -247,3 +247,30 @@ def test_an_idle_connection_is_closed_when_told_to(fakes: Farm) -> None:
 def test_a_misspelt_script_is_an_error_not_a_default() -> None:
     with pytest.raises(ValueError, match="unknown script keys \\['statsu'\\]"):
         parse_script({"statsu": 500}, {}, "/")
+
+
+def test_held_answers_go_on_one_by_one_as_they_are_released(fakes: Farm) -> None:
+    engine = fakes.engine()
+    script = {"delay": "held", "pieces": ["a", {"text": "b", "delay": "held"}]}
+    with RawClient(url(engine)) as client:
+        fields = (("x-fake-script", json.dumps(script)),)
+        client.send(request_bytes("POST", CHAT, fields, b"{}"))
+        wait_until(lambda: engine.in_flight == 1, what="held")
+        fakes.apply(engine, release=1)
+        came = b""
+        while not came.endswith(b"\r\n1\r\na\r\n"):
+            came += client.read_some()
+        fakes.apply(engine, release=1)
+        rest = b"1\r\nb\r\n0\r\n\r\n"
+        while not came.endswith(rest) and (more := client.read_some()):
+            came += more
+    assert came.endswith(rest)
+
+
+def test_a_held_answer_ends_when_its_client_leaves(fakes: Farm) -> None:
+    engine = fakes.engine(script={"delay": "held"})
+    with RawClient(url(engine)) as client:
+        client.send(request_bytes("POST", CHAT, (), b"{}"))
+        wait_until(lambda: engine.in_flight == 1, what="held")
+    wait_until(lambda: engine.in_flight == 0, what="let go of")
+    assert [record.outcome for record in fakes.records(engine)] == ["cancelled"]
