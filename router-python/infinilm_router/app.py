@@ -101,7 +101,7 @@ class App:
         loop = parts.gateway.loop
         loop.add_signal_handler(signal.SIGHUP, self._configure)
         successor = await _unless_stopped(stop, _offered(door, port))
-        loop.remove_signal_handler(signal.SIGHUP)
+        loop.add_signal_handler(signal.SIGHUP, _nothing_to_reload)
         if door:
             door.close()
         self._stopping = successor is None
@@ -203,12 +203,17 @@ def _on_health_change(pool: UpstreamPool) -> Callable[[Service, bool], None]:
     return changed
 
 
+def _nothing_to_reload() -> None:
+    """SIGHUP while this router does not serve yet, or any more: its default would end it."""
+
+
 def _stop_signals() -> asyncio.Queue[int]:
     """SIGTERM and SIGINT, in the order in which they come."""
     signals: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
+    loop.add_signal_handler(signal.SIGHUP, _nothing_to_reload)
     return signals
 
 

@@ -85,8 +85,9 @@ class Port:
         host, port = first.getsockname()[:2]
         shown = f"[{host}]" if first.family == socket.AF_INET6 else host
         policy = self._gateway.config.policy
-        sys.stdout.write(f"listening on http://{shown}:{port} policy={policy}\n")
-        sys.stdout.flush()
+        with contextlib.suppress(OSError):  # a full disk is no reason to leave the port
+            sys.stdout.write(f"listening on http://{shown}:{port} policy={policy}\n")
+            sys.stdout.flush()
 
     def filenos(self) -> list[int]:
         """The descriptors of its sockets, for a successor."""

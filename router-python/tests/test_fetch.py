@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -83,6 +84,29 @@ def test_many_servers_that_hang_do_not_keep_an_answer_waiting(
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(scenario())
+
+
+def test_each_get_is_a_connection_of_its_own_whatever_the_server_keeps_open(
+    session: Any, until: Any
+) -> None:
+    ended: list[bool] = []
+
+    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+        await writer.wait_closed()
+        ended.append(True)
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(keep, "127.0.0.1", 0) as server, session() as http:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+            for count in range(1, 4):
+                await fetch(http, url, 5.0, limit=100)
+                await until(lambda count=count: len(ended) == count)
 
     asyncio.run(scenario())
 

@@ -216,6 +216,19 @@ def test_what_was_learned_belongs_to_the_address_and_yields_to_what_is_declared(
     asyncio.run(scenario())
 
 
+def test_what_was_learned_of_an_engine_is_forgotten_when_it_has_gone(
+    learn: Start, serving: Any, until: Any, engine: Any
+) -> None:
+    async def scenario() -> None:
+        listing = {"/v1/models": (200, {"data": [{"id": "m"}]})}
+        async with serving(listing) as server, learn(engine("a", server.port)) as parts:
+            await until(lambda: parts.models() == ("m",))
+            parts.store.set_services([])
+            await until(lambda: not parts.learner.fill(engine("a", server.port)).models)
+
+    asyncio.run(scenario())
+
+
 def test_without_engines_to_ask_it_is_settled_at_once(learn: Start) -> None:
     async def scenario() -> None:
         async with learn() as parts:

@@ -316,3 +316,18 @@ def test_models_learned_from_an_engine_survive_the_next_sync(
                 assert not parts.store.current.candidates("found").up
 
     asyncio.run(scenario())
+
+
+def test_a_list_that_could_not_be_saved_is_saved_when_there_is_room(
+    tmp_path: Path, engine: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "state"
+    folder.write_text("a file is in the way")
+    saved = SavedList(folder, 8080)
+    for _ in range(2):
+        saved.save([engine("a")])
+    assert [record.message.split(" file=")[0] for record in caplog.records] == ["list not saved"]
+    folder.unlink()
+    saved.save([engine("a")])
+    assert [service.name for service in saved.load()] == ["a"]
+    assert [path.name for path in folder.iterdir()] == [saved.path.name]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from rig.fake_engine import FakeEngine
+from rig.farm import Farm
 from rig.flows import static
 from rig.load_client import LoadClient, Outcome, chat_call
 from rig.processes import wait_until
@@ -173,3 +174,34 @@ def test_a_stream_that_outlives_the_router_is_ended_by_an_error_event(
     assert not body.endswith(b"0\r\n\r\n"), "the end of the body must not look orderly"
     print(f"R9 {router.name}: {signals} signal, grace {grace:g} s: gone after {took:.2f} s")
     assert took <= (0.2 + grace if signals == 1 else 0) + limit
+
+
+def test_sighup_changes_nothing_for_a_router_that_drains(
+    start: StartRouter, fakes: Farm, engine: FakeEngine
+) -> None:
+    router = start(static(engine))
+    script = {"pieces": ["data: 1\n\n", {"text": "data: [DONE]\n\n", "delay": "held"}]}
+    call = chat_call(stream=True, script=script)
+    with RawClient(router.url) as client:
+        client.send(request_bytes("POST", call.target, call.headers, call.body))
+        wait_until(lambda: engine.in_flight == 1)
+        router.program.signal(signal.SIGTERM)
+        router.program.wait_for_line("draining")
+        router.program.signal(signal.SIGHUP)
+        fakes.apply(engine, release=1)
+        answer = client.read("POST")
+        assert (answer.whole, answer.body) == (True, b"data: 1\n\ndata: [DONE]\n\n")
+    assert router.program.wait() == 0
+
+
+def test_a_second_signal_says_nothing_on_connections_that_rest(
+    start: StartRouter, engine: FakeEngine
+) -> None:
+    router = start(static(engine), flags={"drain-delay": 60})
+    with RawClient(router.url) as client:
+        client.send(request_bytes("GET", "/health"))
+        assert client.read().status == 200
+        router.program.signal(signal.SIGTERM)
+        router.program.wait_for_line("draining")
+        router.program.signal(signal.SIGTERM)
+        assert client.read_some() == b""

@@ -10,6 +10,7 @@ from rig.engine_script import Json
 from rig.farm import Farm
 from rig.flows import closed_loop, static
 from rig.load_client import chat_call
+from rig.raw_client import RawClient, request_bytes
 from rig.routers import SLOW, StartRouter
 
 COUNTS = [30, pytest.param(300, marks=SLOW)]
@@ -115,3 +116,19 @@ def test_what_was_reset_before_its_head_is_sent_again_only_when_asked_for(
     print(f"R11 {router.name}: {made} generations of 20 requests with --retry-on")
     assert [outcome.status for outcome in outcomes] == [502] * 20
     assert made == 40
+
+
+def test_the_time_of_an_attempt_ends_with_it(start: StartRouter, fakes: Farm) -> None:
+    """The second attempt still connects when the first one's time would have been over."""
+    reset = fakes.engine("reset", script={"delay": 0.7, "die": {"at": "head", "how": "rst"}})
+    health = {"models": ["m"], "health_url": f"http://127.0.0.1:{reset.port + 1}/health"}
+    flags = {"retry-on": "reset-before-headers", "response-timeout": 1}
+    with unanswering() as port:
+        hung = {"name": "hung", "host": "127.0.0.1", "port": port, "weight": 0, "metadata": health}
+        router = start([*static(reset), hung], flags={**flags, "proxy-connect-timeout": 2})
+        with RawClient(router.url) as client:
+            client.send(request_bytes("POST", "/v1/chat/completions", (), b'{"model":"m"}'))
+            answer = client.read("POST")
+            assert (answer.status, answer.get("x-infinilm-error")) == (503, "connect_failed")
+            client.send(request_bytes("GET", "/stats"))
+            assert b'"requests":1' in client.read().body.replace(b" ", b""), "one outcome"

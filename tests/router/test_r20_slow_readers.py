@@ -1,6 +1,7 @@
 """R20: a slow reader hurts only itself."""
 
 import asyncio
+import re
 import socket
 import threading
 import time
@@ -15,8 +16,8 @@ from rig.farm import Farm
 from rig.flows import closed_loop, static
 from rig.load_client import Outcome, chat_call, kinds
 from rig.processes import wait_until
-from rig.raw_client import RawClient, request_bytes
-from rig.routers import SLOW, StartRouter
+from rig.raw_client import RawClient, ask, request_bytes
+from rig.routers import SLOW, Router, StartRouter
 from rig.server import Connection, Request, Server
 from rig.traffic import Traffic, percentile
 from rig.wire import chunk
@@ -206,3 +207,24 @@ def test_others_are_served_as_fast_beside_slow_readers(
     wait_until(lambda: router.in_flight() == flood.streams == 0)
     assert router.service("flood")["error_count"] == 0
     fakes.call(flood.server.close())
+
+
+def test_who_asks_on_without_reading_is_ended_and_is_given_no_place(
+    start: StartRouter, engine: FakeEngine
+) -> None:
+    router = start(static(engine), flags={"write-timeout": 0.8})
+    before = router.memory()
+    with RawClient(router.url, receive_buffer=4096) as client:
+        client.send(request_bytes("GET", "/metrics") * 1000)
+        client.send(request_bytes("POST", "/v1/chat/completions", (), b'{"model":"m"}'))
+        wait_until(lambda: clients(router) == 1, 20, "it is ended: only who asks is connected")
+    assert (engine.hits, router.in_flight()) == (0, 0)
+    assert router.memory() - before <= 8 * MEBIBYTE
+
+
+def clients(router: Router) -> int:
+    """Connections of clients that are open."""
+    told = ask(router.url, "GET", "/metrics").body.decode()
+    found = re.search(r"client_connections (\d+)", told)
+    assert found
+    return int(found[1])

@@ -1,13 +1,16 @@
 """SIGHUP: the configuration is read again, and applied where that can be done while serving."""
 
+import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rig.fake_engine import FakeEngine
 from rig.flows import static
 from rig.processes import wait_until
+from rig.raw_client import RawClient, request_bytes
 from rig.routers import Router, StartRouter, write_static
 
 
@@ -61,3 +64,30 @@ def test_what_cannot_change_while_serving_is_said(
     config.write_text('{"router": {"registry_url": "http://127.0.0.1:9", "policy": "random"}}')
     reload(router, "setting needs a restart name=registry_urls")
     assert names(router) == {engine.name}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("/v1/chat/completions", {"max_body_bytes": 1000}, {"max_body_bytes": 10}, 413),
+        ("/sleep", {"proxy_paths": ["/sleep"]}, {"proxy_paths": []}, 404),
+    ],
+    ids=["limit of bodies", "paths"],
+)
+def test_a_kept_connection_goes_by_the_new_settings_from_its_next_request_on(
+    start: StartRouter, engine: FakeEngine, file: Path, change: tuple[str, Any, Any, int]
+) -> None:
+    target, before, after, status = change
+    write_static(file, static(engine))
+    config = file.with_name("router_config.json")
+    config.write_text(json.dumps({"router": before}))
+    flags = {"static-services": file, "config": config, "state-dir": None}
+    router = start(flags=flags, healthy="1/1")
+    request = request_bytes("POST", target, (), b'{"model":"m"}')
+    with RawClient(router.url) as client:
+        client.send(request)
+        assert client.read("POST").status == 200
+        config.write_text(json.dumps({"router": after}))
+        reload(router, "configuration reloaded")
+        client.send(request)
+        assert client.read("POST").status == status

@@ -72,6 +72,7 @@ class ModelLearner:
                 table = self._store.current
                 wanted = self._wanted()
                 self._asked &= wanted.keys()
+                self._learned = {k: found for k, found in self._learned.items() if k in wanted}
                 self._tasks.keep(wanted)
                 await self._store.changed(table)
         finally:

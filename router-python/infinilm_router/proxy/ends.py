@@ -4,9 +4,10 @@ from typing import Final, NamedTuple
 
 from infinilm_router.proxy.fields import line_ends_are_clean
 from infinilm_router.proxy.heads import MALFORMED, MAX_RESPONSE_HEAD, Broken
+from infinilm_router.router.engine import Outcome
 from infinilm_router.router.selection import Choice
 from infinilm_router.router.table import Service
-from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.errors import Code, RouterError, is_own_lack
 
 _LATE: Final = (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
 
@@ -30,6 +31,12 @@ def connect_failed(service: Service, error: OSError | UnicodeError) -> RouterErr
         reason = f"connection failed ({error})"
     text = f"Service unavailable - {reason}: engine '{service.name}'"
     return RouterError(Code.CONNECT_FAILED, text)
+
+
+def blame(error: OSError | UnicodeError) -> Outcome:
+    """What a connection that failed says of the engine."""
+    own = isinstance(error, OSError) and is_own_lack(error)
+    return Outcome.NEUTRAL if own else Outcome.ENGINE_FAULT
 
 
 def bad_gateway(service: Service, code: Code, detail: str) -> RouterError:

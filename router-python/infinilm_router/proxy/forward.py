@@ -143,7 +143,7 @@ class Exchange:
             connection = await self.gateway.pool.connect(service.address)
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that can't be one
             self._connecting = None
-            self._leave_engine(Outcome.ENGINE_FAULT)
+            self._leave_engine(ends.blame(error))
             self._retry_or_fail(ends.connect_failed(service, error))
         else:
             self._connecting = None
@@ -154,6 +154,7 @@ class Exchange:
         gateway = self.gateway
         assert self.choice is not None
         service = self.choice.service
+        self.deadline.clear()  # it was this attempt's
         self.request.tried += (service.name,)
         if self.attempts < MAX_ATTEMPTS and gateway.book.retries.take(gateway.queue.now()):
             delay = random.uniform(0, RETRY_JITTER)  # noqa: S311 - no secret depends on it
@@ -222,6 +223,7 @@ class Exchange:
             head.status, head.retry_after, stream=head.event_stream, now=now
         )
         self.response = head
+        self._body = b""  # it may be large, and is not sent again
         self.phase = "stream"
         if head.event_stream:
             self._content_awaited = True
@@ -237,10 +239,9 @@ class Exchange:
             return
         self.reader = response_body(head, length, self.head.method)
         if self.relay.started and not (head.event_stream and head.status == 200):
-            self.engine_broke(
-                Code.UPSTREAM_INVALID,
-                f"it answered {head.status} after the stream to the client had begun",
-            )
+            self._leave_engine(self._outcome)  # its status says whether the engine is to blame
+            text = f"it answered {head.status} after the stream to the client had begun"
+            self._fail(self._bad_gateway(Code.UPSTREAM_INVALID, text))
             return
         self._body_data(data, length)
         if not self.ended:

@@ -171,7 +171,7 @@ class Gateway:
             raise RouterError(
                 Code.LOOP_DETECTED, "this router is registered as an engine of itself"
             )
-        head.forwardable = True
+        head.forwardable = not self._opened(path)  # SIGHUP may close it
 
     def _opened(self, path: bytes) -> bool:
         return any(path.startswith(prefix.encode()) for prefix in self.config.proxy_paths)

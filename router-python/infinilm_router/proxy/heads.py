@@ -175,6 +175,7 @@ class ResponseHead(Fields):
 
     status = 0
     event_stream = False
+    encoded = False  # its body is compressed: no events can be told in it
     has_buffering = False  # X-Accel-Buffering stands in it
     has_caching = False  # Cache-Control stands in it
     retry_after: float | None = None  # seconds; a date counts as "soon", since clocks differ
@@ -194,6 +195,11 @@ class ResponseHead(Fields):
 
 def _on_answer_type(head: ResponseHead, _: bytes, value: bytes) -> bool:
     head.event_stream = value[:17].lower() == b"text/event-stream"
+    return True
+
+
+def _on_encoding(head: ResponseHead, _: bytes, value: bytes) -> bool:
+    head.encoded = value.strip().lower() not in (b"", b"identity")
     return True
 
 
@@ -225,6 +231,7 @@ _RESPONSE_RULES = Rules(
         **dict.fromkeys(HOP_BY_HOP, on_framing),
         **dict.fromkeys(_OURS, drop),
         b"content-type": _on_answer_type,
+        b"content-encoding": _on_encoding,
         b"x-accel-buffering": _on_buffering,
         b"cache-control": _on_caching,
         b"retry-after": _on_retry_after,
@@ -327,5 +334,7 @@ def parse_response_head(data: bytes) -> ResponseHead:
         parse_fields(httptools.HttpResponseParser(head), data, head, MAX_RESPONSE_FIELDS)
     except RouterError as error:
         raise Broken(error.message) from None
+    if head.encoded:
+        head.event_stream = False
     head.passed = b"HTTP/1.1 %d %b\r\n%b" % (head.status, reason, b"".join(head.lines))
     return head

@@ -109,7 +109,9 @@ class UpstreamPool:
         idle = self._idle.get(connection.address)
         if idle is None:
             idle = self._idle[connection.address] = []
-        if self._closed or len(idle) >= MAX_IDLE_PER_ENGINE or connection.transport.is_closing():
+        full = self._closed or len(idle) >= MAX_IDLE_PER_ENGINE
+        # An engine that answers early may never read the rest of a request.
+        if full or connection.sending or connection.transport.is_closing():
             connection.close()
             return
         self._queue.set(connection.idle_end, self.idle_timeout)

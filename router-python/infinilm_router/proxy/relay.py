@@ -148,7 +148,7 @@ class Relay:
 
         Only chat and completions streams promise one of them.
         """
-        if not self.event_stream or self.status != 200:
+        if not self.event_stream or self.status != 200 or self._mode == _EMPTY:
             return True
         if not self._head.path.endswith(_FINISHING_PATHS):
             return True

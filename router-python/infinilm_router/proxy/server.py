@@ -83,11 +83,11 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client."""
-        if self._state < _ANSWER:
+        if self._state < _ANSWER and not self.write_paused:
             if self._buffer:
                 data, self._buffer = self._buffer + data, b""
             self._process(data)
-        elif self._state == _ANSWER:
+        elif self._state != _CLOSING:
             self._buffer += data
             if len(self._buffer) > MAX_BACKLOG:
                 self._reading_paused = True
@@ -124,6 +124,8 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.resume()
         if self._state == _ANSWER:
             self._deadline.clear()
+        elif self._state != _CLOSING:
+            self._go_on()
 
     def _leave(self) -> None:
         exchange, self.exchange = self.exchange, None
@@ -138,7 +140,7 @@ class ClientConnection(asyncio.Protocol):
     def _process(self, data: bytes) -> None:
         """Take bytes until a request is under way or more bytes are needed."""
         try:
-            while data and self._state < _ANSWER:
+            while data and self._state < _ANSWER and not self.write_paused:
                 data = self._read_body(data) if self._state == _BODY else self._read_head(data)
         except RouterError as error:
             self._refuse(error)
@@ -238,8 +240,9 @@ class ClientConnection(asyncio.Protocol):
             self.gateway.refused(request_id, self.peer, error, "choose")
             self.answer_error(error, head, b"x-request-id: %b\r\n" % request_id)
             return
-        self._write_answer(head, answer)
-        self.exchange_done(keep_alive=self.may_keep_alive(head))
+        keep = self.may_keep_alive(head)
+        self.transport.write(answer_bytes(head, answer, b"", keep=keep))
+        self.exchange_done(keep_alive=keep)
 
     # Answers
 
@@ -252,20 +255,8 @@ class ClientConnection(asyncio.Protocol):
         fields = (*error.headers(), *((b"Allow", b"GET, HEAD"),) * (error.http_status == 405))
         answer = LocalAnswer(error.http_status, error.body(), headers=fields)
         keep = not error.close and head is not None and self.may_keep_alive(head)
-        self._write_answer(head, answer, own, keep=keep)
-        self.exchange_done(keep_alive=keep)
-
-    def _write_answer(
-        self,
-        head: RequestHead | None,
-        answer: LocalAnswer,
-        own: bytes = b"",
-        *,
-        keep: bool | None = None,
-    ) -> None:
-        if keep is None:
-            keep = head is not None and self.may_keep_alive(head)
         self.transport.write(answer_bytes(head, answer, own, keep=keep))
+        self.exchange_done(keep_alive=keep)
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The answer is complete: go on with the next request, or close."""
@@ -277,7 +268,15 @@ class ClientConnection(asyncio.Protocol):
             self.end_after_writes()
             return
         self._state = _IDLE
-        gateway.queue.set(self._deadline, gateway.config.keep_alive_timeout)
+        if self.write_paused:
+            self._await_reader()  # the next request is looked at when this answer has been taken
+        else:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take what has come meanwhile, or wait for the next request."""
+        if self._state == _IDLE:
+            self.gateway.queue.set(self._deadline, self.gateway.config.keep_alive_timeout)
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()
@@ -290,7 +289,8 @@ class ClientConnection(asyncio.Protocol):
         request_id = self.gateway.new_request_id()
         self.gateway.refused(request_id, self.peer, error, "client")
         answer = LocalAnswer(error.http_status, error.body(), headers=tuple(error.headers()))
-        self._write_answer(None, answer, b"x-request-id: %b\r\n" % request_id, keep=False)
+        own = b"x-request-id: %b\r\n" % request_id
+        self.transport.write(answer_bytes(None, answer, own, keep=False))
         self.end_after_writes()
 
     # Downstream (see relay.Downstream)
@@ -365,7 +365,7 @@ class ClientConnection(asyncio.Protocol):
             on_deadline(self.exchange)
 
     def _on_deadline(self) -> None:
-        if self._state == _IDLE:
+        if self._state == _IDLE and not self.write_paused:
             self.end_after_writes()
         elif self._state == _HEAD:
             self._refuse(refused("the head did not arrive in time", 408))

@@ -1,5 +1,6 @@
 """The last good list of services on disk, for a router that starts while the registry is down."""
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ class SavedList:
     def __init__(self, folder: Path, port: int) -> None:
         self.path = folder / f"router_last_services_{port}.json"
         self._written: list[dict[str, object]] | None = None
+        self._failing = False
 
     def load(self) -> tuple[Service, ...]:
         """The saved services; none where there is no usable file."""
@@ -47,5 +49,10 @@ class SavedList:
             draft.write_text(json.dumps(content), "utf-8")
             draft.replace(self.path)
         except OSError as error:
-            log.warning("list not saved file=%s reason=%r", self.path, error.strerror)
-        self._written = entries
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            if not self._failing:  # once for all the tries until it is saved
+                log.warning("list not saved file=%s reason=%r", self.path, error.strerror)
+            self._failing = True
+        else:
+            self._written, self._failing = entries, False

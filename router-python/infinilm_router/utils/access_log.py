@@ -4,6 +4,7 @@ They are written in batches: a write for each would cost too much.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
@@ -100,8 +101,9 @@ class AccessLog:
             self._timer.cancel()
             self._timer = None
         lines, self._lines = self._lines, []
-        self._stream.write(b"".join(lines))
-        self._stream.flush()
+        with contextlib.suppress(OSError):  # what a full disk loses, the counters still have
+            self._stream.write(b"".join(lines))
+            self._stream.flush()
 
     def _write(self, line: bytes) -> None:
         second = int(time.time())

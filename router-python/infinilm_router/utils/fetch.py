@@ -12,17 +12,25 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from infinilm_router.utils.errors import is_own_lack
+
 _FIELDS = {"Connection": "close", "Accept-Encoding": "identity", "User-Agent": "infinilm-router"}
 _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 
 
 class FetchError(Exception):
-    """No usable answer; `refused` when nothing listens at the address, `late` after the limit."""
+    """No usable answer; `refused` when nothing listens at the address, `late` after the limit.
 
-    def __init__(self, reason: str, *, refused: bool = False, late: bool = False) -> None:
+    `own`: this machine had no descriptor or memory for it, which says nothing of the other side.
+    """
+
+    def __init__(
+        self, reason: str, *, refused: bool = False, late: bool = False, own: bool = False
+    ) -> None:
         super().__init__(reason)
         self.refused = refused
         self.late = late
+        self.own = own
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +47,7 @@ def control_session() -> aiohttp.ClientSession:
     Without a limit on connections: probes of engines that hang must not keep the others waiting.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
+        connector=aiohttp.TCPConnector(limit=0, force_close=True),
         trust_env=False,
         auto_decompress=False,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -76,7 +84,7 @@ async def fetch(
         if refused:
             host = f"[{error.host}]" if ":" in error.host else error.host
             reason = f"{host}:{error.port}: Connection refused"
-        raise FetchError(reason, refused=refused) from None
+        raise FetchError(reason, refused=refused, own=is_own_lack(error.os_error)) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # ValueError: addresses that can't be put into a URL or a name look-up.
         raise FetchError(str(error) or type(error).__name__) from None
