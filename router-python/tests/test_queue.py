@@ -229,6 +229,18 @@ def test_who_has_waited_too_long_is_told_when_to_come_again() -> None:
     assert house.book.waiting == 0
 
 
+def test_who_has_waited_too_long_for_a_model_that_has_just_gone_leaves_the_queue() -> None:
+    house = House(engine("a"))
+    house.take()
+    ticket = house.ask(Waiter())
+    assert isinstance(ticket, Ticket)
+    house.store.set_services([])
+    answer = house.room.late(ticket, 30.0)
+    assert isinstance(answer, RouterError)
+    assert answer.code is Code.QUEUE_TIMEOUT
+    assert house.book.waiting == 0
+
+
 def say_busy(house: House, place: InFlight, seconds: float) -> None:
     assert place.answered(429, seconds, stream=False, now=house.now) is Outcome.BUSY
     house.free(place, Outcome.BUSY)

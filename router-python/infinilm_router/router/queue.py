@@ -146,7 +146,10 @@ class WaitingRoom:
 
     def _last_choice(self, request: Request, now: float) -> Place | None:
         """Better an engine that asked for a pause than no answer at all."""
-        place = self._place(request, now, self._last_rules)
+        try:
+            place = self._place(request, now, self._last_rules)
+        except RouterError:  # its model has gone a moment ago
+            return None
         return None if isinstance(place, Nobody) else place
 
     def _refusal(self, code: Code, model: str | None, why: str, now: float) -> RouterError:
