@@ -34,6 +34,7 @@ use crate::router::selection::{Choice, Request};
 use crate::router::table::Service;
 use crate::utils::errors::{CLIENT_CLOSED, CLIENT_TIMEOUT, RouterError, client_end};
 use crate::utils::metrics::Failure;
+use crate::utils::resources::is_shortage;
 use crate::utils::time::Deadline;
 
 const MAX_ATTEMPTS: u32 = 2;
@@ -246,8 +247,15 @@ impl<'c> Exchange<'c> {
             .client
             .unless_left(gateway.pool.connect(service))
             .await?;
-        connected
-            .map_err(|error| Fault::Retry(connect_failed(service, &error), Outcome::EngineFault))
+        connected.map_err(|error| {
+            let ours = is_shortage(&error);
+            let outcome = if ours {
+                Outcome::Neutral
+            } else {
+                Outcome::EngineFault
+            };
+            Fault::Retry(connect_failed(service, &error), outcome)
+        })
     }
 
     /// Send the request and relay the answer; true = the connection can be used again.
