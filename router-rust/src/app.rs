@@ -33,6 +33,7 @@ use crate::router::table::TableStore;
 use crate::utils::handover::{Door, HandoverError, Successor};
 use crate::utils::listen::plain_reason;
 use crate::utils::logging::LogLevel;
+use crate::utils::resources::raise_descriptor_limit;
 use crate::utils::time::seconds;
 
 type Reload = Box<dyn Fn() -> Result<RouterConfig, ConfigError>>;
@@ -106,6 +107,7 @@ impl App {
 
     /// Serve until SIGTERM or SIGINT, then drain. Returns the exit code.
     pub fn run(mut self) -> ExitCode {
+        raise_descriptor_limit();
         let started = new_runtime().map_err(Fault::from).and_then(|runtime| {
             let ended = LocalSet::new().block_on(&runtime, self.serve());
             // A look-up of a name that hangs must not hold up the end.
@@ -174,7 +176,7 @@ impl App {
                 None
             });
         }
-        self.announce(port.address)?;
+        self.announce(port.address);
         let successor = self
             .until_told(&workers, signals, door.as_ref(), &kept)
             .await;
@@ -292,14 +294,12 @@ impl App {
     }
 
     /// Not by the log: scripts wait for this line, whatever the log level.
-    fn announce(&self, address: SocketAddr) -> io::Result<()> {
+    fn announce(&self, address: SocketAddr) {
+        let policy = &self.config.policy;
         let mut out = io::stdout().lock();
-        writeln!(
-            out,
-            "listening on http://{address} policy={}",
-            self.config.policy
-        )?;
-        out.flush()
+        let written = writeln!(out, "listening on http://{address} policy={policy}");
+        // A full disk or a reader that is gone is no reason not to serve.
+        let _ = written.and_then(|()| out.flush());
     }
 
     /// Apply the configuration as it stands now; a bad one changes nothing.

@@ -166,8 +166,14 @@ fn add_queues(ctx: &Context, out: &mut Exposition) {
         "gauge",
         "Requests that wait for an engine now.",
     );
+    let mut counts = BTreeMap::<String, usize>::new();
     for (model, count) in ctx.room.lengths() {
-        let model = model.as_deref().unwrap_or(OTHER);
+        // A model may have that very name.
+        *counts
+            .entry(model.unwrap_or_else(|| OTHER.to_owned()))
+            .or_default() += count;
+    }
+    for (model, count) in &counts {
         out.sample(&name, &[("model", model)], count);
     }
 }

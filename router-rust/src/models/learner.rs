@@ -99,6 +99,8 @@ impl ModelLearner {
             let wanted = self.wanted();
             let keys: HashSet<&Key> = wanted.iter().map(|(key, _)| key).collect();
             locked(&self.asked).retain(|key| keys.contains(key));
+            // Lists of engines that are gone would pile up where each comes under a new name.
+            self.learned().retain(|key, _| keys.contains(key));
             tasks.keep(wanted, |engine| Arc::clone(&self).learn(engine));
             self.store.changed(&table).await;
         }

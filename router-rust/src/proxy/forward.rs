@@ -34,6 +34,7 @@ use crate::router::selection::{Choice, Request};
 use crate::router::table::Service;
 use crate::utils::errors::{CLIENT_CLOSED, CLIENT_TIMEOUT, RouterError, client_end};
 use crate::utils::metrics::Failure;
+use crate::utils::resources::is_shortage;
 use crate::utils::time::Deadline;
 
 const MAX_ATTEMPTS: u32 = 2;
@@ -46,10 +47,10 @@ enum Fault {
     Gone(&'static str),
     /// Refused before it was sent, or ended from inside; nobody is to blame.
     Own(RouterError),
-    /// The engine is to blame.
-    Engine(RouterError),
+    /// The engine's part, which says so much of how it does.
+    Engine(RouterError, Outcome),
     /// The same, and another engine may be tried.
-    Retry(RouterError),
+    Retry(RouterError, Outcome),
 }
 
 impl From<Left> for Fault {
@@ -169,7 +170,7 @@ impl<'c> Exchange<'c> {
                 self.end(Some((code, client_end(code))));
                 None
             }
-            Err(Fault::Own(error) | Fault::Engine(error) | Fault::Retry(error)) => {
+            Err(Fault::Own(error) | Fault::Engine(error, _) | Fault::Retry(error, _)) => {
                 Some(self.fail(error))
             }
         }
@@ -185,7 +186,7 @@ impl<'c> Exchange<'c> {
         loop {
             let in_flight = self.place(last_error).await?;
             match self.attempt(in_flight).await {
-                Err(Fault::Retry(error)) => last_error = Some(self.before_retry(error).await?),
+                Err(Fault::Retry(error, _)) => last_error = Some(self.before_retry(error).await?),
                 ended => return ended,
             }
         }
@@ -246,7 +247,15 @@ impl<'c> Exchange<'c> {
             .client
             .unless_left(gateway.pool.connect(service))
             .await?;
-        connected.map_err(|error| Fault::Retry(connect_failed(service, &error)))
+        connected.map_err(|error| {
+            let ours = is_shortage(&error);
+            let outcome = if ours {
+                Outcome::Neutral
+            } else {
+                Outcome::EngineFault
+            };
+            Fault::Retry(connect_failed(service, &error), outcome)
+        })
     }
 
     /// Send the request and relay the answer; true = the connection can be used again.
@@ -369,6 +378,6 @@ impl<'c> Exchange<'c> {
 const fn outcome_of(fault: &Fault) -> Outcome {
     match fault {
         Fault::Gone(_) | Fault::Own(_) => Outcome::Neutral,
-        Fault::Engine(_) | Fault::Retry(_) => Outcome::EngineFault,
+        Fault::Engine(_, outcome) | Fault::Retry(_, outcome) => *outcome,
     }
 }

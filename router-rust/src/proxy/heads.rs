@@ -185,6 +185,7 @@ impl RequestHead {
 pub struct ResponseHead {
     pub fields: Fields,
     pub status: u16,
+    /// One that can be read: of a compressed one nothing can be told, nor anything added to it.
     pub event_stream: bool,
     /// `X-Accel-Buffering` stands in it.
     pub has_buffering: bool,
@@ -291,17 +292,25 @@ fn response_fields(
     reason: &[u8],
     fields: &[u8],
 ) -> Result<(), RouterError> {
-    let mut passed = Vec::new();
+    let (mut passed, mut encoded) = (Vec::new(), false);
     for_each_field(fields, MAX_RESPONSE_FIELDS, |low, name, value| {
+        encoded |= low == b"content-encoding" && is_encoding(value);
         if head.on_field(low, value)? {
             passed.push((name, value));
         }
         Ok(())
     })?;
+    head.event_stream &= !encoded;
     let mut line = format!("HTTP/1.1 {} ", head.status).into_bytes();
     line.extend_from_slice(reason);
     line.extend_from_slice(b"\r\n");
     head.fields.end(line, &passed)
+}
+
+/// Whether a body of this `Content-Encoding` is not what its type says.
+fn is_encoding(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")
 }
 
 /// Minor version, status and reason.

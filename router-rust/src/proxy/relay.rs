@@ -182,7 +182,8 @@ impl Relay {
     ///
     /// Only chat and completions streams promise one of them.
     pub fn looks_complete(&self) -> bool {
-        if !self.event_stream || self.status != 200 {
+        let has_body = self.mode != Mode::Empty;
+        if !self.event_stream || self.status != 200 || !has_body {
             return true;
         }
         let path = self.head.path();
@@ -220,8 +221,8 @@ impl Relay {
                 After::Close
             };
         }
-        if self.mode == Mode::Sized {
-            return After::Close;
+        if matches!(self.mode, Mode::Sized | Mode::Empty) {
+            return After::Close; // there is no room for an event
         }
         let mut event = Vec::new();
         if !self.between_events() {

@@ -18,7 +18,15 @@ use crate::utils::json::{self, Style, quoted};
 #[derive(Debug)]
 pub struct SavedList {
     pub path: PathBuf,
-    written: Mutex<Option<Vec<Value>>>,
+    last: Mutex<Last>,
+}
+
+/// How saving went until now.
+#[derive(Debug, Default)]
+struct Last {
+    /// What is in the file.
+    written: Option<Vec<Value>>,
+    failed: bool,
 }
 
 impl SavedList {
@@ -26,7 +34,7 @@ impl SavedList {
     pub fn new(folder: &Path, port: u16) -> Self {
         Self {
             path: folder.join(format!("router_last_services_{port}.json")),
-            written: Mutex::new(None),
+            last: Mutex::default(),
         }
     }
 
@@ -59,17 +67,23 @@ impl SavedList {
             .iter()
             .map(|service| registry_entry(service))
             .collect();
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        if written.as_ref() == Some(&entries) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.written.as_ref() == Some(&entries) {
             return;
         }
         let saved_at = Utc::now().to_rfc3339_opts(SecondsFormat::Micros, false);
         let content = json!({ "saved_at": saved_at, "services": entries });
-        if let Err(error) = self.replace(&json::write(&content, Style::Spaced)) {
-            let (file, reason) = (self.path.display(), quoted(&reason_of(&error)));
-            tracing::warn!("list not saved file={file} reason={reason}");
+        let replaced = self.replace(&json::write(&content, Style::Spaced));
+        let failed_before = std::mem::replace(&mut last.failed, replaced.is_err());
+        match replaced {
+            Ok(()) => last.written = Some(entries),
+            // It is tried again after the next answer of the registry, and told once.
+            Err(error) if !failed_before => {
+                let (file, reason) = (self.path.display(), quoted(&reason_of(&error)));
+                tracing::warn!("list not saved file={file} reason={reason}");
+            }
+            Err(_) => {}
         }
-        *written = Some(entries);
     }
 
     fn replace(&self, text: &str) -> io::Result<()> {
@@ -79,7 +93,11 @@ impl SavedList {
         let draft = self
             .path
             .with_extension(format!("{}.tmp", std::process::id()));
-        fs::write(&draft, text)?;
-        fs::rename(&draft, &self.path)
+        let replaced = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &self.path));
+        if replaced.is_err() {
+            // Half a draft would keep room that the disk has not.
+            let _ = fs::remove_file(&draft);
+        }
+        replaced
     }
 }

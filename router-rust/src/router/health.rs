@@ -1,7 +1,8 @@
 //! Probes engines: three bad answers in a row take one out, two good ones bring it back.
 //!
 //! A refused connection at the engine's own port takes it out at once: nobody is there. An answer
-//! that is late says nothing while requests get theirs: the engine is busy.
+//! that is late says nothing while requests get theirs: the engine is busy. Nor does a probe say
+//! anything for which the router lacked a descriptor.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -38,7 +39,7 @@ pub enum ProbeResult {
     /// Nothing listens at the engine's own port.
     Refused,
     Timeout,
-    /// No answer in time, but requests get theirs.
+    /// No answer in time, but requests get theirs; or the router could not ask. It says nothing.
     Busy,
 }
 
@@ -246,6 +247,8 @@ impl HealthProber {
         };
         let result = if error.refused && ends_at_own_port(engine) {
             ProbeResult::Refused // only the engine's own port ends here as refused
+        } else if error.unasked {
+            ProbeResult::Busy
         } else if !error.late {
             ProbeResult::Failed
         } else if (self.heard_since)(&engine.name, began) {

@@ -21,26 +21,30 @@ use crate::config::RouterConfig;
 use crate::utils::files::reason_of;
 use crate::utils::json;
 use crate::utils::json_parse::{Rules, parse};
+use crate::utils::resources::is_shortage;
 
 /// How long one address of a name is tried while there is another one (one may lead nowhere).
 const ADDRESS_PATIENCE: Duration = Duration::from_millis(250);
 
-/// No usable answer; `refused` when nothing listens at the address, `late` after the limit.
+/// No usable answer; `refused` when nothing listens at the address, `late` after the limit,
+/// `unasked` when the router could not ask for want of descriptors or the like.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct FetchError {
     pub reason: String,
     pub refused: bool,
     pub late: bool,
+    pub unasked: bool,
 }
 
 impl FetchError {
-    /// A failure of any other kind than a refused connection or a late answer.
+    /// A failure of no special kind.
     pub fn new(reason: impl Into<String>) -> Self {
         Self {
             reason: reason.into(),
             refused: false,
             late: false,
+            unasked: false,
         }
     }
 }
@@ -113,9 +117,13 @@ async fn connect(uri: &Uri) -> Result<TcpStream, FetchError> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let addresses = tokio::net::lookup_host((host, uri.port_u16().unwrap_or(80))).await;
     let mut addresses = addresses
-        .map_err(|error| FetchError::new(reason_of(&error)))?
+        .map_err(|error| FetchError {
+            unasked: is_shortage(&error),
+            ..FetchError::new(reason_of(&error))
+        })?
         .peekable();
     let mut failure = FetchError::new(format!("{host}: the name has no address"));
+    let mut unasked = true;
     while let Some(address) = addresses.next() {
         let attempt = TcpStream::connect(address);
         let tried = match addresses.peek() {
@@ -127,10 +135,12 @@ async fn connect(uri: &Uri) -> Result<TcpStream, FetchError> {
             Ok(Err(error)) => error,
             Err(elapsed) => elapsed.into(),
         };
+        unasked &= is_shortage(&error);
         failure = FetchError {
             reason: format!("{address}: {}", reason_of(&error)),
             refused: failure.refused || error.kind() == io::ErrorKind::ConnectionRefused,
             late: false,
+            unasked,
         };
     }
     Err(failure)

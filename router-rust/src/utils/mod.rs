@@ -13,6 +13,7 @@ pub mod listen;
 pub mod logging;
 pub mod metrics;
 pub mod network;
+pub mod resources;
 pub mod tasks;
 pub mod time;
 pub mod url;

@@ -11,6 +11,7 @@ use infini_router::router::engine::Outcome;
 use infini_router::router::health::HealthProber;
 use infini_router::router::load::{InFlight, LoadBook};
 use infini_router::router::queue::WaitingRoom;
+use infini_router::router::selection::Request;
 use infini_router::router::table::{Service, TableStore};
 use infini_router::utils::errors::{Code, RouterError};
 use serde_json::{Value, json};
@@ -198,6 +199,30 @@ async fn stats_show_what_traffic_did_to_each_service() {
     assert_eq!(services[3]["status"], "draining");
     running.release(Outcome::Ok, Instant::now());
     assert_eq!(router.json("/stats")["in_flight"], 0);
+}
+
+#[test]
+fn what_waits_for_any_model_is_counted_with_a_model_of_that_name() {
+    let router = Router::new(quick());
+    let full = with(engine("a", 1, &["other", "m"]), "max_concurrency", 1);
+    let context = &router.context;
+    context.store.set_services(listed([full]), true);
+    let _place = router.begin(0);
+    let ask = |model: Option<&str>| {
+        let model = model.map(str::to_owned);
+        let request = Request {
+            model,
+            ..Request::default()
+        };
+        context.room.ask(&request, 1, Instant::now())
+    };
+    let _waiting = [Some("other"), Some("m"), None, None].map(ask);
+    let text = String::from_utf8(router.get("/metrics").body.to_vec()).unwrap();
+    let queued: Vec<_> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("infinilm_router_queued"))
+        .collect();
+    assert_eq!(queued, [r#"{model="m"} 1"#, r#"{model="other"} 3"#]);
 }
 
 #[test]

@@ -239,6 +239,21 @@ async fn what_was_learned_belongs_to_the_address_and_yields_to_what_is_declared(
 }
 
 #[tokio::test]
+async fn what_was_learned_from_an_engine_that_is_gone_is_forgotten() {
+    let server = FakeServer::start().await;
+    server.answer("/v1/models", 200, r#"{"data": [{"id": "m"}]}"#);
+    let pods = ["a", "b"].map(|name| engine(name, server.port, &[]));
+    let parts = Learning::start(pods.clone(), quick());
+    let knows = |pod: &Service| !parts.learner.fill(&Arc::new(pod.clone())).models.is_empty();
+    until("learned", || pods.iter().all(knows)).await;
+    let [gone, stays] = pods;
+    let left = parts.learner.fill(&Arc::new(stays.clone()));
+    parts.store.set_services(vec![left], true);
+    until("forgotten", || !knows(&gone)).await;
+    assert!(knows(&stays));
+}
+
+#[tokio::test]
 async fn without_engines_to_ask_it_is_settled_at_once() {
     Learning::start([], quick()).learner.settled().await;
 }

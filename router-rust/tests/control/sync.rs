@@ -294,42 +294,6 @@ async fn a_silent_registry_does_not_hold_the_last_list_back() {
     until("restored", || parts.names() == "a").await;
 }
 
-#[test]
-fn a_damaged_last_list_is_ignored() {
-    let folder = Folder::new();
-    for content in ["", "{", "[]", r#"{"services": 3}"#, r#"{"services": [{}]}"#] {
-        folder.file("router_last_services_8080.json", content);
-        assert!(
-            SavedList::new(&folder.0, 8080).load().is_empty(),
-            "{content}"
-        );
-    }
-}
-
-#[test]
-fn the_last_list_replaces_the_file_in_one_step_and_only_on_change() {
-    use std::os::unix::fs::MetadataExt as _;
-    let folder = Folder::new();
-    let saved = SavedList::new(&folder.0.join("new"), 8080);
-    let inode = || std::fs::metadata(&saved.path).unwrap().ino();
-    saved.save(&listed([engine("a", 1, &[])]));
-    let first = inode();
-    saved.save(&listed([engine("a", 1, &[])]));
-    assert_eq!(inode(), first);
-    saved.save(&listed([engine("a", 1, &[]), engine("b", 2, &[])]));
-    let files: Vec<_> = std::fs::read_dir(folder.0.join("new")).unwrap().collect();
-    assert_eq!(files.len(), 1);
-    assert_eq!(names(&saved.load()), ["a", "b"]);
-}
-
-#[test]
-fn a_folder_that_cannot_be_written_costs_only_the_saved_list() {
-    let folder = Folder::new();
-    let file = PathBuf::from(folder.file("file", ""));
-    SavedList::new(&file, 8080).save(&listed([engine("a", 1, &[])]));
-    assert_eq!(std::fs::read(&file).unwrap(), b"");
-}
-
 #[tokio::test]
 async fn models_learned_from_an_engine_survive_the_next_sync() {
     let server = FakeServer::start().await;

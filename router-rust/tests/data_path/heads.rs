@@ -295,6 +295,27 @@ fn an_engines_head_is_passed_on_without_its_framing() {
 }
 
 #[test]
+fn a_compressed_stream_is_none_that_can_be_read() {
+    let cases = [
+        ("gzip", false),
+        ("BR", false),
+        ("identity, zstd", false),
+        ("Identity", true),
+        ("", true),
+    ];
+    for (encoding, is_stream) in cases {
+        let kind = "Content-Type: text/event-stream\r\n";
+        let encoded = format!("Content-Encoding: {encoding}\r\n");
+        for fields in [kind.to_owned() + &encoded, encoded.clone() + kind] {
+            let head = format!("HTTP/1.1 200 OK\r\n{fields}\r\n");
+            let head = parse_response_head(head.as_bytes()).unwrap();
+            assert_eq!(head.event_stream, is_stream, "{fields}");
+            assert!(text(&head.fields.passed).ends_with(&fields));
+        }
+    }
+}
+
+#[test]
 fn an_engines_bad_head_is_broken() {
     let heads: &[&[u8]] = &[
         b"HTTP/2 200 OK\r\n\r\n",

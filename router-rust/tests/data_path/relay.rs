@@ -113,6 +113,17 @@ fn other_broken_answers_are_cut_visibly() {
 }
 
 #[test]
+fn an_answer_without_body_is_complete_and_nothing_is_written_in_place_of_one() {
+    let head = b"HEAD /v1/chat/completions HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut relay = Relay::new(Rc::new(parse_request_head(head).unwrap()), true);
+    start(&mut relay, STREAM, None);
+    assert!(relay.event_stream && relay.looks_complete());
+    assert_eq!(feed(&mut relay, "data: x\n\n"), "");
+    assert_eq!((relay.end(), relay.after()), (&b""[..], After::KeepAlive));
+    assert_eq!(break_off(&mut relay), (String::new(), After::Close));
+}
+
+#[test]
 fn comments_go_out_between_events_only() {
     let mut relay = relay("1.1");
     start(&mut relay, STREAM, None);

@@ -12,6 +12,7 @@ use crate::proxy::heads::{
     Broken, MALFORMED, MAX_RESPONSE_HEAD, ResponseHead, parse_response_head,
 };
 use crate::proxy::pool::UpstreamConnection;
+use crate::router::engine::Outcome;
 use crate::router::load::InFlight;
 use crate::router::selection::Choice;
 use crate::utils::errors::Code;
@@ -80,7 +81,9 @@ impl Exchange<'_> {
         });
         if self.relay.started && !expected {
             let text = format!("it answered {status} after the stream to the client had begun");
-            return Err(self.engine_broke(Code::UpstreamInvalid, &text));
+            // It may be right all the same: its status says who is to blame.
+            let error = self.bad_gateway(Code::UpstreamInvalid, &text);
+            return Err(Fault::Engine(error, self.outcome));
         }
         Ok(())
     }
@@ -162,9 +165,9 @@ impl Exchange<'_> {
         let error = self.bad_gateway(Code::UpstreamReset, text);
         let untouched = !self.relay.started && self.partial.is_empty();
         if untouched && self.settings.retry_on_reset {
-            Fault::Retry(error)
+            Fault::Retry(error, Outcome::EngineFault)
         } else {
-            Fault::Engine(error)
+            Fault::Engine(error, Outcome::EngineFault)
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 
 use super::{Exchange, FailedAttempt, Fault};
 use crate::proxy::relay::After;
+use crate::router::engine::Outcome;
 use crate::router::selection::explain;
 use crate::router::table::Service;
 use crate::utils::access_log::{Attempt, Record};
@@ -13,7 +14,7 @@ use crate::utils::metrics::Failure;
 
 impl Exchange<'_> {
     pub(super) fn engine_broke(&self, code: Code, detail: &str) -> Fault {
-        Fault::Engine(self.bad_gateway(code, detail))
+        Fault::Engine(self.bad_gateway(code, detail), Outcome::EngineFault)
     }
 
     pub(super) fn bad_gateway(&self, code: Code, detail: &str) -> RouterError {

@@ -51,15 +51,29 @@ pub(super) enum Input {
 impl ClientConnection {
     /// Wait for a whole request.
     pub(super) async fn next_request(&mut self) -> Result<(Rc<RequestHead>, Vec<u8>), Stop> {
-        let settings = self.gateway.settings();
         self.handle.state.set(State::Idle);
-        self.deadline
-            .set(Instant::now() + settings.keep_alive_timeout);
+        if self.buffer.is_empty() {
+            self.first_bytes().await?;
+        }
+        // Not before: a connection may rest for long, and the settings change meanwhile.
+        let settings = self.gateway.settings();
         let (head, length) = self.read_head(&settings).await?;
         let body = self.read_body(&head, length, &settings).await?;
         self.handle.state.set(State::Answer);
         self.deadline.clear();
         Ok((head, body))
+    }
+
+    /// Wait for the beginning of a request.
+    async fn first_bytes(&mut self) -> Result<(), Stop> {
+        let patience = self.gateway.settings().keep_alive_timeout;
+        self.deadline.set(Instant::now() + patience);
+        match self.read().await {
+            Input::Bytes => Ok(()),
+            Input::End => Err(Stop::Gone),
+            Input::Late => Err(Stop::Close),
+            Input::Stop => Err(self.stopped()),
+        }
     }
 
     /// Take one head.
@@ -78,10 +92,7 @@ impl ClientConnection {
             match self.read().await {
                 Input::Bytes => {}
                 Input::End => return Err(Stop::Gone),
-                Input::Late if self.handle.state.get() == State::Head => {
-                    return Err(refused("the head did not arrive in time", 408).into());
-                }
-                Input::Late => return Err(Stop::Close),
+                Input::Late => return Err(refused("the head did not arrive in time", 408).into()),
                 Input::Stop => return Err(self.stopped()),
             }
         }
@@ -255,7 +266,9 @@ impl ClientConnection {
 
     fn stopped(&self) -> Stop {
         let aborted = self.handle.aborted.take();
-        aborted.map_or(Stop::Close, Stop::Refused)
+        // Who has asked for nothing gets no answer.
+        let asked = self.handle.state.get() != State::Idle;
+        aborted.filter(|_| asked).map_or(Stop::Close, Stop::Refused)
     }
 
     /// Read once; 0 = the client sends no more, in whichever way.
