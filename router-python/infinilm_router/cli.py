@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,7 @@ import uvloop
 from infinilm_router.app import App
 from infinilm_router.config import RouterConfig
 from infinilm_router.config_load import ConfigError, load_config
+from infinilm_router.utils.resources import raise_descriptor_limit
 
 EX_USAGE = 64
 
@@ -37,12 +37,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def serve(config: RouterConfig, reload: Callable[[], RouterConfig]) -> int:
     """Serve with this configuration, `reload`ed on SIGHUP; returns the exit code."""
-    _raise_descriptor_limit()
+    raise_descriptor_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(App(config, reload).run())
-
-
-def _raise_descriptor_limit() -> None:
-    """Each client and each engine's connection takes a descriptor; shells often allow 1,024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

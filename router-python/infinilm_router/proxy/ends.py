@@ -7,7 +7,8 @@ from infinilm_router.proxy.heads import MALFORMED, MAX_RESPONSE_HEAD, Broken
 from infinilm_router.router.engine import Outcome
 from infinilm_router.router.selection import Choice
 from infinilm_router.router.table import Service
-from infinilm_router.utils.errors import Code, RouterError, is_own_lack
+from infinilm_router.utils.errors import Code, RouterError
+from infinilm_router.utils.resources import is_shortage
 
 _LATE: Final = (Code.FIRST_BYTE_TIMEOUT, Code.IDLE_TIMEOUT)
 
@@ -35,8 +36,8 @@ def connect_failed(service: Service, error: OSError | UnicodeError) -> RouterErr
 
 def blame(error: OSError | UnicodeError) -> Outcome:
     """What a connection that failed says of the engine."""
-    own = isinstance(error, OSError) and is_own_lack(error)
-    return Outcome.NEUTRAL if own else Outcome.ENGINE_FAULT
+    ours = isinstance(error, OSError) and is_shortage(error)
+    return Outcome.NEUTRAL if ours else Outcome.ENGINE_FAULT
 
 
 def bad_gateway(service: Service, code: Code, detail: str) -> RouterError:

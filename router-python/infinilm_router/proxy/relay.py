@@ -173,7 +173,7 @@ class Relay:
         event = error.event(request_id)
         if not self.between_events():
             event = b"\n\n" + event
-        if self._mode == _SIZED:
+        if self._mode in (_SIZED, _EMPTY):  # there is no room for an event
             self._client.end_after_writes()
             return
         self._client.write(*self._framed(event))

@@ -198,9 +198,9 @@ class HealthProber:
             # Only the engine's own port ends here as refused.
             if error.refused and _ends_at_own_port(engine):
                 return Finding(ProbeResult.REFUSED, str(error))
-            if not (error.late or error.own):
+            if not (error.late or error.unasked):
                 return Finding(ProbeResult.FAILED, str(error))
-            busy = error.own or self._heard_since(engine.name, began)
+            busy = error.unasked or self._heard_since(engine.name, began)
             return Finding(ProbeResult.BUSY if busy else ProbeResult.TIMEOUT, str(error))
         return Finding(ProbeResult.OK) if fault is None else Finding(ProbeResult.FAILED, fault)
 

@@ -4,7 +4,6 @@ Every error has OpenAI's shape, `{"error": {"message", "type", "param", "code"}}
 stands in the header `x-infinilm-error` too, so that it is told from an engine's own error.
 """
 
-import errno
 import json
 from dataclasses import dataclass
 from enum import Enum
@@ -45,8 +44,6 @@ CLIENT_ENDS: Final = {
     CLIENT_CLOSED: "the client closed its connection",
     CLIENT_TIMEOUT: "the client took no bytes for too long",
 }
-
-_OWN_LACKS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 # Seconds after which a client may try again; these conditions heal by themselves.
 RETRY_AFTER = {
@@ -101,9 +98,3 @@ class RouterError(Exception):
     def event(self, request_id: str | None = None) -> bytes:
         """The error as one server-sent event."""
         return b"data: " + self.body(request_id) + b"\n\n"
-
-
-def is_own_lack(error: OSError) -> bool:
-    """Whether a connection failed since this machine had no descriptor or memory for it."""
-    # For a name with several addresses there is but the text of all attempts.
-    return error.errno in _OWN_LACKS or any(f"[Errno {n}]" in str(error) for n in _OWN_LACKS)

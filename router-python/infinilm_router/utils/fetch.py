@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
-from infinilm_router.utils.errors import is_own_lack
+from infinilm_router.utils.resources import is_shortage
 
 _FIELDS = {"Connection": "close", "Accept-Encoding": "identity", "User-Agent": "infinilm-router"}
 _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
@@ -21,16 +21,16 @@ _REFUSED = f"[Errno {errno.ECONNREFUSED}]"
 class FetchError(Exception):
     """No usable answer; `refused` when nothing listens at the address, `late` after the limit.
 
-    `own`: this machine had no descriptor or memory for it, which says nothing of the other side.
+    `unasked` when the router could not ask for want of descriptors or memory.
     """
 
     def __init__(
-        self, reason: str, *, refused: bool = False, late: bool = False, own: bool = False
+        self, reason: str, *, refused: bool = False, late: bool = False, unasked: bool = False
     ) -> None:
         super().__init__(reason)
         self.refused = refused
         self.late = late
-        self.own = own
+        self.unasked = unasked
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ async def fetch(
         if refused:
             host = f"[{error.host}]" if ":" in error.host else error.host
             reason = f"{host}:{error.port}: Connection refused"
-        raise FetchError(reason, refused=refused, own=is_own_lack(error.os_error)) from None
+        raise FetchError(reason, refused=refused, unasked=is_shortage(error.os_error)) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
         # ValueError: addresses that can't be put into a URL or a name look-up.
         raise FetchError(str(error) or type(error).__name__) from None
