@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -17,6 +18,13 @@ _LOCAL_NETWORKS = (
     IPv6Network("fc00::/7"),
 )
 _MOST_CLIENTS = 10_000
+
+
+def token_problem(token: str) -> str | None:
+    """Why a header cannot carry `token` as it is; None: it can."""
+    if re.fullmatch(r"[!-~]+", token):
+        return None
+    return "must be of visible ASCII characters, without blanks and line ends"
 
 
 def is_local(address: str | None) -> bool:

@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import requests
 
+from infinilm_registry.access import token_problem
+
 TOKEN_VARIABLE = "INFINILM_REGISTRY_TOKEN"  # noqa: S105 - the variable's name
 Json = dict[str, Any]
 
@@ -46,6 +48,9 @@ class RegistryClient:
         base_url: such as `http://localhost:18000`.
         token: for writes; INFINILM_REGISTRY_TOKEN if not given.
         timeout: seconds for one call.
+
+    Raises:
+        ValueError: the token cannot be sent.
     """
 
     def __init__(self, base_url: str, *, token: str | None = None, timeout: float = 5.0) -> None:
@@ -54,6 +59,8 @@ class RegistryClient:
         self._session = requests.Session()
         self._session.trust_env = False
         if token := token or os.environ.get(TOKEN_VARIABLE):
+            if problem := token_problem(token):
+                raise ValueError(f"the registry token ({TOKEN_VARIABLE}) {problem}")
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
-"""What can be done to the membership: functions of a draft, tried before it is stored. Pure."""
+"""What can be done to the membership: functions of a draft, tried before it is stored."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -76,11 +77,19 @@ def register(service: Service, most_services: int) -> Command:
         old = draft.find(service.name)
         if old is None and len(draft) >= most_services:
             raise RegistryFullError(f"The registry is full: it holds {most_services} services", 60)
-        new = replace(service, generation=old.generation + 1 if old else 1)
+        new = replace(service, generation=old.generation + 1 if old else _first_generation())
         draft.put(new)
         return new
 
     return command
+
+
+def _first_generation() -> int:
+    """One that no earlier life of the name had, however often it was taken over in that life.
+
+    Generations are only compared for being the same, so the clock may jump.
+    """
+    return time.time_ns() // 1_000  # few enough digits for a JSON number anywhere
 
 
 def update(

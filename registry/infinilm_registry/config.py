@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any, NoReturn
 
+from infinilm_registry.access import token_problem
 from infinilm_registry.addresses import host_problem, literal_address
 from infinilm_registry.errors import Fault
 from infinilm_registry.etcd.place import SCHEME, Place
@@ -76,7 +77,7 @@ class Option:
 def _seconds(value: object) -> float:
     try:
         number = float(value) if isinstance(value, str | int | float) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if isinstance(value, bool) or not 0 < number <= 1e7:
         raise ValueError("must be a number above 0")
@@ -182,9 +183,9 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Invocation
     given += _from_flags(vars(flags))
     values = _checked(given, faults)
     _check_together(values, faults)
+    token = _token(environment, faults)
     if faults:
         raise ConfigError(faults)
-    token = environment.get(_TOKEN_VARIABLE) or None
     config = RegistryConfig(**values, store_chosen="store" in values, token=token)
     return Invocation(config, flags.check_config)
 
@@ -267,6 +268,13 @@ def _checked(given: Sequence[_Given], faults: list[Fault]) -> dict[str, Any]:
         except ValueError as error:
             faults.append(Fault(item.name, item.value, str(error), item.where))
     return values
+
+
+def _token(environment: Mapping[str, str], faults: list[Fault]) -> str | None:
+    token = environment.get(_TOKEN_VARIABLE) or None
+    if token and (problem := token_problem(token)):
+        faults.append(Fault("", None, f"{_TOKEN_VARIABLE} {problem}", "environment"))
+    return token
 
 
 def _check_together(values: Mapping[str, Any], faults: list[Fault]) -> None:

@@ -51,7 +51,8 @@ def _timestamp(value: object) -> str | None:
 
 
 def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A comparison takes integers of any length; math.isfinite does not.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _weight(value: object) -> str | None:

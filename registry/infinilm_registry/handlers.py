@@ -133,8 +133,9 @@ class Handlers:
         self.table.refresh()
         if query.since is not None and not await self.watch.changed_since(query.since, query.wait):
             return web.Response(status=304, headers=self._revision_headers())
+        headers = self._revision_headers()
         text = self._lists.text(query, self.table, self.watch, self.members)
-        return web.json_response(text=text, headers=self._revision_headers())
+        return web.json_response(text=text, headers=headers)
 
     def _revision_headers(self) -> dict[str, str]:
         # Weak: heartbeat times in the body move without moving the revision.
@@ -157,7 +158,8 @@ class Handlers:
         """Change fields; renews the lease."""
         body, name = await _body(request), request.match_info["name"]
         changes, sender = parse_update(body), _beat(request, body).sender
-        if "host" in changes or "url" in changes:
+        if self.allowed and ("host" in changes or "url" in changes):
+            await self.members.confirm(name)
             present = self._entry(request).service
             await self._check_resolved(updated(present, changes, self.allowed))
         command = commands.update(name, changes, sender, self.allowed)

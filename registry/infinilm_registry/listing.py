@@ -83,6 +83,8 @@ class ListCache:
 
     def text(self, query: ListQuery, table: ServiceTable, watch: Watch, members: Membership) -> str:
         """The answer's JSON."""
+        # The number first: a list newer than its number wakes once more, an older one stays.
+        revision = watch.revision
         entries, marks = table.entries(), store_marks(members)
         self._drop_outdated(table.version)
         key = (query.status, query.healthy, *marks.values())
@@ -91,7 +93,7 @@ class ListCache:
             body = {
                 "services": services,
                 "total": len(services),
-                "revision": watch.revision,
+                "revision": revision,
                 "timestamp": now_text(),
                 **marks,
             }

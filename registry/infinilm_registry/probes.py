@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from infinilm_registry.table import ServiceTable
 _AT_ONCE = 64
 _JITTER = (0.9, 1.1)
 _NOT_SERVED = (404, 405, 501)
+# The second: broken off in the handshake. Before that, an end of the connection is a refusal.
+_TLS_FAULTS = (ssl.SSLError, ConnectionResetError)
 _STALE_SECONDS = 5.0  # between two probes of a stale service: what they say settles its case
 _RESOLVE_SECONDS = 5.0
 
@@ -172,10 +175,18 @@ class Prober:
         except TimeoutError:
             return ProbeResult.SILENT
         except aiohttp.ClientConnectorError as error:
-            refused = isinstance(error.os_error, ConnectionRefusedError)
-            return ProbeResult.REFUSED if refused else ProbeResult.SILENT
+            return _unconnected(error.os_error)
         except (aiohttp.ClientError, ValueError):
             return ProbeResult.BAD  # it took the connection, and then spoke no HTTP
         if status in _NOT_SERVED:
             return None
         return ProbeResult.GOOD if 200 <= status < 300 else ProbeResult.BAD
+
+
+def _unconnected(error: OSError) -> ProbeResult:
+    """What it says that there is no connection, or none with TLS that we trust."""
+    if isinstance(error, ConnectionRefusedError):
+        return ProbeResult.REFUSED
+    if isinstance(error, _TLS_FAULTS):
+        return ProbeResult.BAD  # something took the connection
+    return ProbeResult.SILENT

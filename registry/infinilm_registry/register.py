@@ -2,12 +2,19 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from infinilm_registry.access import token_problem
 from infinilm_registry.addresses import base_url_problem, host_problem, netloc
-from infinilm_registry.client import RegistryClient, RegistryClientError, RegistryRefusedError
+from infinilm_registry.client import (
+    TOKEN_VARIABLE,
+    RegistryClient,
+    RegistryClientError,
+    RegistryRefusedError,
+)
 
 DEFAULT_REGISTRY = "http://localhost:8081"
 _OK, _FAILED, _BAD_USAGE = 0, 1, 64
@@ -75,6 +82,8 @@ def _check(parsed: argparse.Namespace) -> None:
     faults = []
     if problem := base_url_problem(parsed.registry):
         faults.append(f"--registry {parsed.registry}: {problem}")
+    if (token := os.environ.get(TOKEN_VARIABLE)) and (problem := token_problem(token)):
+        faults.append(f"{TOKEN_VARIABLE} {problem}")
     if parsed.command == "register":
         faults += _registration_faults(parsed)
     if faults:

@@ -7,6 +7,7 @@ change is synced; a damaged file is kept aside under a dated name, never a reaso
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import sqlite3
 import time
@@ -21,6 +22,7 @@ from urllib.parse import quote
 from infinilm_registry.errors import StoreError
 from infinilm_registry.service import Service
 
+LOG = logging.getLogger(__name__)
 _VERSION = 1
 _SCHEMA = """
     CREATE TABLE services (name TEXT PRIMARY KEY, record TEXT NOT NULL, checksum INTEGER NOT NULL);
@@ -160,8 +162,12 @@ class SqliteStore:
             self._lock.close()
 
     def _attach(self) -> sqlite3.Connection:
+        there = self._path.exists()
+        if self._connection and not there:
+            LOG.warning("the store was removed, it is written anew path=%s", self._path)
+            self._detach()  # nobody would find again what is committed there
         if self._connection is None:
-            if not self._path.exists():
+            if not there:
                 _create(self._path, self._connect)
                 self._rewrite = True
             self._connection = self._connect(self._path)
@@ -292,6 +298,7 @@ def _create(path: Path, connect: Connect) -> None:
     fresh = Path(f"{path}.new")
     for companion in _COMPANIONS:
         Path(f"{fresh}{companion}").unlink(missing_ok=True)
+        Path(f"{path}{companion}").unlink(missing_ok=True)  # the log of a file that was removed
     with contextlib.closing(connect(fresh)) as connection:
         connection.executescript(_SCHEMA)
     fresh.replace(path)
@@ -323,18 +330,27 @@ def _lock(path: Path) -> IO[str]:
         file = Path(f"{path}.lock").open("a+", encoding="utf-8")  # noqa: SIM115 - held until close
     except OSError as error:
         raise StoreUnusableError(f"the store {path} cannot be made: {error}") from None
-    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
-    while not _locked(file):
-        if time.monotonic() > deadline:
-            file.close()
-            raise StoreUnusableError(f"the store {path} is in use by another registry")
-        time.sleep(0.05)
+    try:
+        _wait_for_lock(file, path)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
-def _locked(file: IO[str]) -> bool:
+def _wait_for_lock(file: IO[str], path: Path) -> None:
+    deadline = time.monotonic() + _LOCK_WAIT_SECONDS
+    while not _locked(file, path):
+        if time.monotonic() > deadline:
+            raise StoreUnusableError(f"the store {path} is in use by another registry")
+        time.sleep(0.05)
+
+
+def _locked(file: IO[str], path: Path) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # there are file systems without locks
+        raise StoreUnusableError(f"the store {path} cannot be locked: {error}") from None
     return True

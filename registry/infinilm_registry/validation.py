@@ -1,6 +1,7 @@
 """From JSON to checked values: every fault of a body at once (D14, D17)."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,13 +37,21 @@ def parse_json(raw: bytes) -> object:
     """The value of a body.
 
     Raises:
-        InvalidRequestError: not JSON (NaN and Infinity are not), or nested beyond reason.
+        InvalidRequestError: not JSON (NaN and Infinity are not), nested beyond reason, or with a
+            number that we could not write back (1e999).
     """
     try:
-        return json.loads(raw, parse_constant=_refuse_constant)
+        return json.loads(raw, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         fault = Fault("body", raw[:100].decode("utf-8", "replace"), "is not JSON")
         raise InvalidRequestError([fault], "Invalid JSON") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(text)
+    return number
 
 
 def _refuse_constant(text: str) -> object:

@@ -21,8 +21,10 @@ Command = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def command(run: Programs) -> Command:
-    def call(*arguments: str, cwd: Path | None = None) -> tuple[int, str]:
-        program = run.python("registry/register_service.py", *arguments, cwd=cwd)
+    def call(
+        *arguments: str, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> tuple[int, str]:
+        program = run.python("registry/register_service.py", *arguments, cwd=cwd, env=env)
         code = program.wait()
         program._reader.join(5)
         return code, program.output
@@ -32,11 +34,11 @@ def command(run: Programs) -> Command:
 
 def test_the_client_has_a_method_for_every_call(shared: Any, body: Body) -> None:
     with RegistryClient(shared.url + "/") as client:
-        assert client.register(body("c", instance_id="i"))["generation"] == 1
+        generation = client.register(body("c", instance_id="i"))["generation"]
         assert client.service("c")["port"] == 1001
         assert "c" in {one["name"] for one in client.services(healthy=True, status="running")}
-        assert client.update("c", {"weight": 3}, "i", 1)["service"]["weight"] == 3
-        assert client.heartbeat("c", "draining", "i", 1)["ttl"] == 120
+        assert client.update("c", {"weight": 3}, "i", generation)["service"]["weight"] == 3
+        assert client.heartbeat("c", "draining", "i", generation)["ttl"] == 120
         assert "c" not in {one["name"] for one in client.services(healthy=True)}
         assert client.probe("c")["service"] == "c"
         assert client.health()["registry"] == "running"
@@ -44,7 +46,7 @@ def test_the_client_has_a_method_for_every_call(shared: Any, body: Body) -> None
         assert client.watch(0, 0) is not None
         revision = shared.get("/services")["revision"]
         assert client.watch(revision, 0) is None
-        assert "message" in client.unregister("c", "i", 1)
+        assert "message" in client.unregister("c", "i", generation)
 
 
 def test_refusals_carry_status_and_faults(shared: Any, body: Body) -> None:
@@ -56,10 +58,10 @@ def test_refusals_carry_status_and_faults(shared: Any, body: Body) -> None:
         with pytest.raises(RegistryRefusedError) as caught:
             client.heartbeat("a/b?c")
         assert caught.value.status == 404
-        client.register(body("held"))
+        generation = client.register(body("held"))["generation"]
         for call in (client.unregister, client.heartbeat):
-            with pytest.raises(RegistryRefusedError, match="generation 1") as caught:
-                call("held", generation=2)
+            with pytest.raises(RegistryRefusedError, match=f"generation {generation}") as caught:
+                call("held", generation=generation + 1)
             assert caught.value.status == 409
 
 
@@ -118,6 +120,17 @@ def test_all_faulty_arguments_are_reported_at_once_with_exit_64(command: Command
         "PORT",
         "--metadata",
     ]
+
+
+@pytest.mark.parametrize("token", ["secret ", "sécret"])
+def test_a_token_that_cannot_be_sent_is_told_before_anything_is(
+    command: Command, token: str
+) -> None:
+    with pytest.raises(ValueError, match=r"INFINILM_REGISTRY_TOKEN.* visible ASCII"):
+        RegistryClient("http://127.0.0.1:1", token=token)
+    code, output = command("list", env={"INFINILM_REGISTRY_TOKEN": token})
+    assert (code, len(output.splitlines())) == (64, 1)
+    assert output.startswith("error: INFINILM_REGISTRY_TOKEN must be of visible ASCII")
 
 
 @pytest.mark.parametrize("arguments", [(), ("fly",), ("register", "x"), ("list", "--nonsense")])

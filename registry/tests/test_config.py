@@ -125,6 +125,18 @@ def test_check_config_prints_the_effective_settings_and_no_secret(run: Programs)
     assert "hush" not in program.output
 
 
+@pytest.mark.parametrize("token", ["secret ", "secret\n", "two words", "sécret", "секрет"])
+def test_a_token_that_no_header_can_carry_is_a_fault_and_is_not_shown(
+    token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFINILM_REGISTRY_TOKEN", token)
+    assert main(["--check-config", "--port", "x"]) == 64
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "INFINILM_REGISTRY_TOKEN must be" in lines[1]
+    assert token.strip() not in "".join(lines)
+
+
 def test_the_limits_and_times_of_a_registry_that_nobody_configured() -> None:
     config, terms = RegistryConfig(), LeaseTerms()
     assert (config.max_services, config.write_rate) == (10_000, 50)

@@ -97,6 +97,7 @@ def test_a_registration_comes_back_as_it_was(service: Any) -> None:
         ({"port": "x"}, "port"),
         ({"host": "169.254.1.1", "url": "http://169.254.1.1:1001"}, "host"),
         ({"generation": "x"}, "x"),
+        ({"weight": 10**400}, "weight"),
     ],
 )
 def test_what_others_wrote_is_checked(
@@ -107,7 +108,13 @@ def test_what_others_wrote_is_checked(
         decode(record, "engine", ())
 
 
-@pytest.mark.parametrize("value", [b"", b"\xff", b"[1]", b"[" * 100_000, b"null", b'{"name": 1}'])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(b"", b"\xff", b"[1]", b"[" * 100_000, b"null", b'{"name": 1}', b'{"generation": 1e999}'),
+        b'{"generation": Infinity}',
+    ],
+)
 def test_garbage_is_no_registration(value: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         decode(value, "engine", ())

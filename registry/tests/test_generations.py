@@ -50,8 +50,10 @@ class Contest:
         answer = self.registry.register(
             self.make(self.name, instance_id=instance, weight=self.weight)
         )
-        generation = self.owner[1] + 1 if self.owner else 1
-        assert (answer.status_code, answer.json()["generation"]) == (201, generation)
+        generation = answer.json()["generation"]
+        assert answer.status_code == 201
+        assert generation not in itertools.chain(*self.given.values()), "no other life had it"
+        assert self.owner is None or generation == self.owner[1] + 1
         self.owner = (instance, generation)
         self.given[instance].append(generation)
 

@@ -19,9 +19,10 @@ def test_a_service_lives_from_registration_to_removal(shared: Any, body: Body) -
     answer = shared.register(body("life", metadata={"type": "openai-api"}, weight=2, extra="x"))
     assert answer.status_code == 201
     created = answer.json()
-    assert (created["generation"], created["ttl"], created["heartbeat_interval"]) == (1, 120, 10)
+    assert (created["ttl"], created["heartbeat_interval"]) == (120, 10)
     shown = shared.get("/services/life")
     assert shown == created["service"]
+    assert shown["generation"] == created["generation"] >= 1
     assert set(shown) >= {
         *("name", "host", "port", "hostname", "url", "status", "timestamp", "last_heartbeat"),
         *("health_status", "metadata", "weight", "is_healthy"),
@@ -107,6 +108,8 @@ def test_every_fault_of_a_body_is_in_the_answer(shared: Any, body: Body) -> None
         ({"data": b""}, 400, "Invalid JSON"),
         ({"data": b"[" * 60_000}, 400, "Invalid JSON"),
         ({"data": b"[]"}, 400, "Invalid value for body: must be a JSON object"),
+        ({"data": b'{"weight": 1e999}'}, 400, "Invalid JSON"),
+        ({"data": b'{"metadata": {"x": -1e999}}'}, 400, "Invalid JSON"),
         ({"data": b"x" * 65_537}, 413, "The body is larger than 65536 bytes"),
         ({"data": b"{}", "headers": {"Content-Encoding": "gzip"}}, 415, None),
     ],
@@ -117,6 +120,13 @@ def test_bodies_that_are_not_read_are_refused_as_json(
     answer = shared.call("POST", "/services", **options)
     assert answer.status_code == status
     assert error in (None, answer.json()["error"])
+
+
+@pytest.mark.parametrize("key", ["weight", "heartbeat_interval"])
+def test_a_number_of_any_length_is_judged(shared: Any, body: Body, key: str) -> None:
+    answer = shared.register(body("long", **{key: 10**400}))
+    assert answer.status_code == 400
+    assert [fault["key"] for fault in answer.json()["errors"]] == [key]
 
 
 def test_unknown_paths_and_methods_are_answered_in_json(shared: Any) -> None:
@@ -135,8 +145,9 @@ def test_a_faulty_watch_is_a_400(shared: Any, query: str) -> None:
 
 
 def test_another_instance_cannot_remove_change_or_renew(shared: Any, body: Body) -> None:
-    assert shared.register(body("owned", instance_id="first")).json()["generation"] == 1
-    assert shared.register(body("owned", instance_id="second")).json()["generation"] == 2
+    first = shared.register(body("owned", instance_id="first")).json()["generation"]
+    second = shared.register(body("owned", instance_id="second")).json()["generation"]
+    assert second == first + 1
     before = shared.get("/services/owned")
     late = [
         shared.call("DELETE", "/services/owned?instance_id=first"),
@@ -144,15 +155,24 @@ def test_another_instance_cannot_remove_change_or_renew(shared: Any, body: Body)
         shared.call("PUT", "/services/owned", json={"instance_id": "first", "weight": 9}),
         shared.call("POST", "/services/owned/heartbeat", json={"instance_id": "first"}),
         shared.call("POST", "/services/owned/heartbeat?instance_id=first"),
-        shared.call("POST", "/services/owned/heartbeat?instance_id=second&generation=1"),
-        shared.call("DELETE", "/services/owned?generation=1"),
-        shared.call("PUT", "/services/owned", json={"generation": 1, "weight": 9}),
+        shared.call("POST", f"/services/owned/heartbeat?instance_id=second&generation={first}"),
+        shared.call("DELETE", f"/services/owned?generation={first}"),
+        shared.call("PUT", "/services/owned", json={"generation": first, "weight": 9}),
     ]
     assert [answer.status_code for answer in late] == [409] * 8
-    assert late[0].json()["generation"] == 2
+    assert late[0].json()["generation"] == second
     assert shared.get("/services/owned") == before
     assert shared.call("POST", "/services/owned/heartbeat?instance_id=second").status_code == 200
     assert shared.call("DELETE", "/services/owned?instance_id=second").status_code == 200
+
+
+def test_who_was_removed_cannot_harm_who_came_after(shared: Any, body: Body) -> None:
+    first = shared.register(body("again")).json()["generation"]
+    assert shared.call("DELETE", "/services/again").status_code == 200
+    second = shared.register(body("again")).json()["generation"]
+    assert second > first
+    late = shared.call("DELETE", f"/services/again?generation={first}")
+    assert (late.status_code, late.json()["generation"]) == (409, second)
 
 
 def test_a_watch_is_answered_when_the_list_changes_and_only_then(

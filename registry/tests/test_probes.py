@@ -235,3 +235,19 @@ def test_a_probe_tells_refusal_from_silence_and_from_a_bad_answer(
             await prober.close()
 
     assert asyncio.run(probe()) is expected
+
+
+def test_a_service_that_answers_without_the_tls_that_was_asked_for_is_not_silent(
+    engine: Any, service: Any
+) -> None:
+    server = engine({"/health": 200})  # it speaks plain HTTP
+
+    async def probe() -> ProbeResult:
+        prober = Prober(ServiceTable(LeaseTerms(), Watch(0)), ProbeSettings(3600, 5))
+        url = f"https://127.0.0.1:{server.port}"
+        try:
+            return await prober.probe_now(service(port=server.port, url=url))
+        finally:
+            await prober.close()
+
+    assert asyncio.run(probe()) is ProbeResult.BAD

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -79,6 +81,16 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnusableError, match="cannot be made"):
         SqliteStore(tmp_path / "file" / "registry.sqlite3").open()
+
+
+def test_a_file_system_without_locks_is_said(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(StoreUnusableError, match=r"cannot be locked: .*No locks available"):
+            SqliteStore(path).open()
 
 
 def test_another_program_that_locks_the_store_does_not_cost_its_content(

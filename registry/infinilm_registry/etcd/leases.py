@@ -16,6 +16,7 @@ from infinilm_registry.service import Service
 
 LOG = logging.getLogger(__name__)
 _AT_ONCE = 16
+_SPARE_NAMES = 50  # of gone services, beside as many as there are: then they are forgotten
 
 
 class LeaseKeeper:
@@ -30,9 +31,13 @@ class LeaseKeeper:
         self._heard: dict[str, float] = {}  # when a service was heard here last
         self._waiting: dict[str, None] = {}
         self._wake = asyncio.Event()
+        self._revoking: set[asyncio.Task[None]] = set()
 
     def heard(self, name: str) -> None:
         """A service was heard here: renew its lease soon."""
+        table = self._picture.table
+        if len(self._heard) > 2 * len(table) + _SPARE_NAMES:
+            self._heard = {each: at for each, at in self._heard.items() if table.find(each)}
         self._heard[name] = self._clock()
         self._waiting[name] = None
         self._wake.set()
@@ -63,6 +68,17 @@ class LeaseKeeper:
         """End a lease now, so that no request that names it can be carried out any more."""
         with contextlib.suppress(EtcdError):  # there is none: so much the better
             await self._client.call("/lease/revoke", {"ID": str(lease)})
+
+    def revoke_soon(self, lease: int) -> None:
+        """The same for who cannot wait. If etcd is away, the lease ends when its time is over."""
+        task = asyncio.create_task(self.revoke(lease))
+        self._revoking.add(task)
+        task.add_done_callback(self._revoked)
+
+    def _revoked(self, task: asyncio.Task[None]) -> None:
+        self._revoking.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            LOG.debug("lease not revoked reason=%r", str(error))
 
     async def _work(self) -> None:
         while True:

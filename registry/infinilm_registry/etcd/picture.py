@@ -5,6 +5,7 @@ import logging
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from infinilm_registry.addresses import Networks
 from infinilm_registry.entry import Entry, Liveness
@@ -15,7 +16,7 @@ from infinilm_registry.etcd.wire import Change, KeyValue
 from infinilm_registry.membership import log_changes
 from infinilm_registry.service import Service
 from infinilm_registry.table import ServiceTable
-from infinilm_registry.validation import parse_registration
+from infinilm_registry.validation import parse_json, parse_registration
 
 LOG = logging.getLogger(__name__)
 OPINION_BITS = 20
@@ -32,10 +33,10 @@ def decode(value: bytes, name: str, allowed: Networks) -> Service:
     Others may write into etcd as well, so it is checked like one that comes over HTTP.
     """
     try:
-        record = json.loads(value)
+        record: Any = parse_json(value)
         generation = int(record.get("generation", 0))
         service = replace(parse_registration(record, allowed), generation=generation)
-    except (ValueError, TypeError, AttributeError, RecursionError, InvalidRequestError) as error:
+    except (ValueError, TypeError, AttributeError, InvalidRequestError) as error:
         raise ValueError(str(error)) from None
     if service.name != name:
         raise ValueError(f"it is a registration of {service.name!r}")

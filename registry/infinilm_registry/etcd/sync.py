@@ -4,7 +4,8 @@ A watch over the gateway is one endless answer, and its end of the line can go s
 word. So a small read that needs the majority of the members is made twice a second: while it is
 answered, by the member that the watch is with, the picture is current. When any call finds that
 member silent, the watch moves with the calls. Messages that a watch has lost (etcd 3.4 can lose
-some after a compaction) are found by reading everything now and then.
+some after a compaction, and its connection alone may be dead) are found by reading everything now
+and then; a watch that then stays silent is begun anew.
 """
 
 import asyncio
@@ -57,6 +58,7 @@ class Sync:
         self._on_return = on_return
         self._clock = clock
         self._contact = -float("inf")
+        self._told = asyncio.Event()  # set when the watch tells of a change
         self.known = False  # whether there has been a whole read at all
         self.problem = "etcd has not been read yet"  # the last one, for people
 
@@ -74,6 +76,11 @@ class Sync:
             EtcdError: etcd refuses.
             LostTrackError: it has lost its data and begun anew; its revisions count from there.
         """
+        revision, _ = await self._compare()
+        return revision
+
+    async def _compare(self) -> tuple[int, int]:
+        """The same; also how many registrations were others than in the picture."""
         everything = wire.prefix_range(self._picture.place.prefix)
         asked = self._picture.seen
         answer = await self._client.call("/kv/range", everything)
@@ -85,7 +92,7 @@ class Sync:
         self._touch()
         if revision < asked:
             raise LostTrackError(f"etcd has begun anew at revision {revision}, after {asked}")
-        return revision
+        return revision, differing
 
     def _touch(self) -> None:
         """Etcd has answered, and the picture is what it says."""
@@ -125,6 +132,8 @@ class Sync:
                 if message.get("canceled"):
                     raise LostTrackError(f"{endpoint} ended the watch: {_why(message)}")
                 changes = list(wire.read_changes(message))
+                if changes:
+                    self._told.set()
                 self._picture.take_watched(changes, wire.revision_of(message))
         raise LostTrackError(f"{endpoint} ended the watch")
 
@@ -138,11 +147,26 @@ class Sync:
         while True:
             await asyncio.sleep(self._pace.check)
             if self._clock() >= compare_at:
-                await self.read_all()
+                _, differing = await self._compare()
+                if differing:
+                    await self._expect_word()
                 compare_at = self._clock() + self._pace.compare
             else:
                 await self._client.call("/kv/range", probe, self._pace.answer)
                 self._touch()
+
+    async def _expect_word(self) -> None:
+        """Have a watch that says no more given up: we have just read what it has not told of.
+
+        One that was overtaken by the read tells of it now. Another one's connection may be dead,
+        without an end that could be seen.
+        """
+        self._told.clear()
+        try:
+            async with asyncio.timeout(self._pace.answer):
+                await self._told.wait()
+        except TimeoutError:
+            raise LostTrackError("the watch does not tell what is read") from None
 
     async def _judge(self) -> None:
         """Have the table say so when etcd has not been heard of for too long."""

@@ -43,7 +43,16 @@ class Writer:
         place, lease = self._picture.place, await self._leases.grant(service)
         service_key, alive_key = place.service_key(service.name), place.alive_key(service.name)
         requests = [wire.put(service_key, value), wire.put(alive_key, b"", lease)]
-        answer = await self._transact([_unchanged(service_key, known)], requests)
+        try:
+            answer = await self._transact([_unchanged(service_key, known)], requests)
+            if answer is None:
+                # A member that was paused may carry the request out much later, when somebody has
+                # removed the service. Without its lease, it fails then.
+                await self._leases.revoke(lease)
+        except asyncio.CancelledError:  # the sender has gone, or its time is over
+            if known is None:  # the same; else the condition on its revision sees to it
+                self._leases.revoke_soon(lease)
+            raise
         if answer and answer.get("succeeded"):
             at = wire.revision_of(answer)
             created = known.create_revision if known else at
@@ -51,10 +60,6 @@ class Writer:
             alive = KeyValue(alive_key, b"", at, at, lease)
             self._picture.take([Change(service_key, at, stored), Change(alive_key, at, alive)])
             return True
-        if answer is None:
-            # A member that was paused may carry the request out much later, when somebody has
-            # removed the service. Without its lease, it fails then.
-            await self._leases.revoke(lease)
         await self.read(service.name)
         return False
 
