@@ -20,6 +20,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the babysitter's own environment."""
     cwd: str | None = None
+    """Below the babysitter's own folder unless absolute; None: that folder itself."""
     health_path: str | None = None
     """Engines whose HTTP side can outlive their core: a lasting 503 here calls for a restart."""
     ends_to_recover: bool = False
