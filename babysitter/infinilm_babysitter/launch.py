@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +33,11 @@ class Launch:
 
 
 Builder = Callable[[Place], Launch]
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether `path` is a file that we can see: text too long for a path is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
