@@ -225,8 +225,9 @@ async def _end_survivors(parts: Parts, stop: asyncio.Event) -> None:
 def _say_where(config: Config, own_socket: socket.socket) -> None:
     port = own_socket.getsockname()[1]
     wildcard = config.bind in {"0.0.0.0", "::"}  # noqa: S104  # compared, not bound
-    sys.stdout.write(f"listening on http://{config.host if wildcard else config.bind}:{port}\n")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # our own log may lie on a disk that is full
+        sys.stdout.write(f"listening on http://{config.host if wildcard else config.bind}:{port}\n")
+        sys.stdout.flush()
     log.info(
         "babysitter serves name=%s pid=%d engine_port=%d", config.name, os.getpid(), config.port
     )

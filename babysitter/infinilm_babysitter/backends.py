@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infinilm_babysitter.checks import Section
 from infinilm_babysitter.infinilm import infinilm
-from infinilm_babysitter.launch import Builder, Launch, Place
+from infinilm_babysitter.launch import Builder, Launch, Place, is_file
 
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[1])
 
@@ -125,7 +125,7 @@ def _words(section: Section, key: str, text: str) -> tuple[str, ...]:
 
     Never used on `args`.
     """
-    if Path(text).is_file():
+    if is_file(text):
         return (text,)
     try:
         return tuple(shlex.split(text))

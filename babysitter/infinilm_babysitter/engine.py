@@ -55,9 +55,10 @@ class Engine:
         self._pump = pump
         self._error = ""
         self._code: int | None = None
+        cwd = str(Path.cwd() / (launch.cwd or ""))  # the keeper runs in /, and so would the engine
         self._keeper = self._spawn()
         self._gone = asyncio.create_task(self._follow(), name="engine-events")
-        self._send(json.dumps({"argv": launch.argv, "env": _env(launch, life), "cwd": launch.cwd}))
+        self._send(json.dumps({"argv": launch.argv, "env": _env(launch, life), "cwd": cwd}))
 
     @property
     def keeper_pid(self) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infinilm_babysitter.checks import Section
-from infinilm_babysitter.launch import Builder, Launch, Place
+from infinilm_babysitter.launch import Builder, Launch, Place, is_file
 
 LAUNCH_SERVER = "launch_server"
 INFERENCE_SERVER = "inference_server"
@@ -86,7 +86,7 @@ def _build(settings: InfiniLM, place: Place) -> Launch:
 
 def _find_script(work_dir: str | None) -> str:
     folder = Path(work_dir or ".")
-    return next((script for script in SCRIPTS if (folder / script).is_file()), SCRIPTS[0])
+    return next((script for script in SCRIPTS if is_file(folder / script)), SCRIPTS[0])
 
 
 def _detect(script: Path) -> str:

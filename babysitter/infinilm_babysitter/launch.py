@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class Launch:
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the babysitter's own environment."""
     cwd: str | None = None
+    """Below the babysitter's own folder unless absolute; None: that folder itself."""
     health_path: str | None = None
     """Engines whose HTTP side can outlive their core: a lasting 503 here calls for a restart."""
     ends_to_recover: bool = False
@@ -31,3 +33,11 @@ class Launch:
 
 
 Builder = Callable[[Place], Launch]
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether `path` is a file that we can see: text too long for a path is none."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False

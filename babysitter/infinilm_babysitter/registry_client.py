@@ -82,7 +82,7 @@ class RegistryClient:
             allow_redirects=False,
             timeout=self._timeout,
         ) as answer:
-            return Answer(answer.status, _parse(await answer.read()))
+            return Answer(answer.status, parse(await answer.read()))
 
     def _prefer(self, url: str) -> None:
         if self._urls[0] != url:
@@ -91,9 +91,10 @@ class RegistryClient:
             self._urls.insert(0, url)
 
 
-def _parse(text: bytes) -> Mapping[str, object]:
+def parse(text: bytes) -> Mapping[str, object]:
+    """A JSON object, empty for any other body."""
     try:
         body = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}

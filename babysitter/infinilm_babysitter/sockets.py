@@ -59,8 +59,18 @@ def reachable(address: str) -> str:
     """Where to connect to for a listener bound to `address`, in the form URLs need."""
     ip = ipaddress.ip_address(address)
     if ip.is_unspecified:
-        return "127.0.0.1" if ip.version == 4 else "[::1]"
+        return "[::1]" if ip.version == 6 and _has_ipv6_loopback() else "127.0.0.1"
     return f"[{ip}]" if ip.version == 6 else str(ip)
+
+
+def _has_ipv6_loopback() -> bool:
+    """Containers have none, as a rule: a listener on `::` is reached by IPv4 there."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
 
 
 def _sockets(port: int, state: int) -> list[Socket]:

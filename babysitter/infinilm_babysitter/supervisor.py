@@ -97,7 +97,7 @@ class Supervisor:
     async def _one_run(self, stop: asyncio.Event) -> Exit | None:
         """Start the engine and watch it to its end; None if told to stop."""
         self._watch = None
-        self.orders.restart.clear()  # this is one
+        self.orders.begin_run()
         self.launch = launch = self._config.launch
         self.engine_state.change_state(State.STARTING)
         for note in launch.notes:
@@ -125,12 +125,20 @@ class Supervisor:
                 reason = fault.result() if fault.done() else order.result()
                 await cancel(fault, order)
                 log.warning("engine is ended reason=%r", reason)
-                self.engine_state.note(reason)
+                self._take_out_of_service(reason)
                 run.stop(self._config.timing.stop_timeout)
                 await asyncio.wait((end, halt), return_when=asyncio.FIRST_COMPLETED)
             return end.result() if end.done() and not halt.done() else None
         finally:
             await cancel(end, fault, order, halt)
+
+    def _take_out_of_service(self, reason: str) -> None:
+        """Nobody is to send to an engine that is being ended: that may take it `stop_timeout`."""
+        if self.engine_state.state is State.READY:
+            self.engine_state.change_state(State.DRAINING, reason)
+            self._world.announcer.engine_draining()
+        else:
+            self.engine_state.note(reason)
 
     async def _after(self, ended: Exit, stop: asyncio.Event) -> None:
         """Decide on what comes after a run, and wait for it."""

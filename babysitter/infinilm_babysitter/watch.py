@@ -58,24 +58,24 @@ class Watch:
             self._orders.changed.clear()
             if self._orders.restart.is_set():
                 if self._state.state in SERVING:
-                    await self._drain()
+                    await self._drain(self._orders.restart_at_once)
                 return ORDERED
             if self._state.state not in SERVING:
                 continue  # it is drained, if at all, as soon as it is ready
             if self._orders.drained and not self.drained:
-                await self._drain()
+                await self._drain(self._orders.changed)
             elif not self._orders.drained and self._state.state is State.DRAINING:
                 self.drained = False
                 self._state.change_state(State.READY, "serves again, as ordered")
                 self._announce()
 
-    async def _drain(self) -> None:
-        """Let running answers end, and no new ones begin; any new order ends the waiting."""
+    async def _drain(self, hurry: asyncio.Event) -> None:
+        """Let running answers end, and no new ones begin; `hurry` ends the waiting."""
         if self._state.state is State.READY:
             self._state.change_state(State.DRAINING, "as ordered")
         self._announce()
-        await self._world.drain(self._orders.changed)
-        if not self._orders.changed.is_set():
+        await self._world.drain(hurry)
+        if not hurry.is_set():
             self.drained = True
             self._state.note("drained")
 

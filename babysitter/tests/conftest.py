@@ -282,17 +282,21 @@ def configure(tmp_path: Path) -> Callable[..., Settings]:
 def babysit(run: Programs, configure: Callable[..., Settings]) -> Callable[..., Babysat]:
     """Start a babysitter over the fake engine.
 
-    `env` is the babysitter's own environment, `prefix` a command that it is run by, the rest as for
-    `configure`.
+    `env` is the babysitter's own environment, `cwd` its folder, `prefix` a command that it is run
+    by, the rest as for `configure`.
     """
 
     def start(
-        *, env: dict[str, str] | None = None, prefix: tuple[str, ...] = (), **keys: object
+        *,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        prefix: tuple[str, ...] = (),
+        **keys: object,
     ) -> Babysat:
         file, name, port, folder = configure(**keys)
         script = ROOT / "babysitter/enhanced_babysitter.py"
         argv = (*prefix, sys.executable, script, "--config-file", file)
-        return Babysat(run.start(*argv, env=env), name, port, folder)
+        return Babysat(run.start(*argv, env=env, cwd=cwd), name, port, folder)
 
     return start
 

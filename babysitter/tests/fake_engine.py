@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -131,6 +132,16 @@ class Server(ThreadingHTTPServer):
             super().handle_error(*connection)
 
 
+class ServerOfBoth(Server):
+    """Listens on IPv6 and on IPv4 as well."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
 def serve(server: Server, folder: Path) -> None:
     """For ever; while the switch `closed` is on, nobody listens on the port."""
     while True:
@@ -192,7 +203,7 @@ def main() -> None:
             signal.pause()
     Handler.folder, Handler.journal, Handler.api_key = args.folder, journal, args.api_key
     Server.allow_reuse_address = not args.no_reuse
-    server = Server((args.host, args.port), Handler)
+    server = (ServerOfBoth if ":" in args.host else Server)((args.host, args.port), Handler)
     if (args.folder / "flood").exists():
         threading.Thread(target=flood_as_told, args=(args.folder, journal), daemon=True).start()
     serve(server, args.folder)

@@ -31,6 +31,11 @@ def test_a_program_whose_path_holds_blanks_is_not_split(tmp_path: Path) -> None:
     assert build("command", command=str(program), args=["x"]).argv == (str(program), "x")
 
 
+def test_a_command_may_be_longer_than_any_path() -> None:
+    flags = [f"--flag-{number}" for number in range(1000)]
+    assert build("command", command=" ".join(["engine", *flags])).argv == ("engine", *flags)
+
+
 def test_a_command_gets_its_environment_and_directory() -> None:
     launch = build("command", command="run", work_dir="/w", env={"URL": "http://{host}:{port}"})
     assert (launch.cwd, launch.env) == ("/w", {"URL": "http://10.0.0.5:8100"})
@@ -126,6 +131,11 @@ def test_infinilm_finds_script_and_generation_in_a_checkout(
     launch = build("infinilm", model_path="/m", work_dir=str(tmp_path))
     assert launch.argv[1] == script
     assert launch.argv[6:8] == (flag, "/m")
+
+
+def test_infinilm_in_a_work_dir_that_cannot_be_looked_into_is_left_to_the_start() -> None:
+    launch = build("infinilm", model_path="/m", work_dir="/" + "x" * 256)
+    assert launch.argv[1] == "python/infinilm/server/inference_server.py"
 
 
 def test_infinilm_notes_what_its_generation_cannot_take() -> None:

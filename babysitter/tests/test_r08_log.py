@@ -235,3 +235,14 @@ def test_the_tail_has_the_last_lines_however_the_bytes_arrive(step: int) -> None
     for at in range(0, len(data), step):
         tail.feed(data[at : at + step])
     assert tail.lines() == ("line 197", "line 198", "line 199", "unfinished")
+
+
+def test_r08_a_full_disk_under_the_babysitters_own_output_keeps_nothing_from_working(
+    babysit, registry
+) -> None:
+    full = ("sh", "-c", 'exec "$@" >/dev/full', "sh")
+    babysat = babysit(registry_url=registry.url, prefix=full)
+    wait_until(lambda: registry.status(babysat.engine_name) == "running", what="registered")
+    assert babysat.get("/health")[0] == 200
+    assert babysat.program.stop() == 0
+    assert registry.services == {}

@@ -1,6 +1,7 @@
 """R24: "registered" means "answers for that model"."""
 
 import json
+import subprocess
 import sys
 import time
 
@@ -156,3 +157,25 @@ def test_a_busy_engine_is_left_alone(babysit) -> None:
     wait_until(lambda: len(babysat.journal("refused")) >= 5, what="five looks")
     assert babysat.state() == "ready"
     assert len(babysat.journal("start")) == 1
+
+
+@pytest.fixture
+def without_ipv6_loopback() -> tuple[str, ...]:
+    """A prefix for commands: the network of a container, as Docker makes it."""
+    allowed = subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False)
+    if allowed.returncode:
+        pytest.skip("no network namespaces here")
+    off = "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6"
+    return ("unshare", "-rn", "sh", "-c", f'ip link set lo up && {off} && exec "$@"', "sh")
+
+
+def test_an_engine_on_every_address_is_reached_where_ipv6_has_no_loopback(
+    babysit, without_ipv6_loopback
+) -> None:
+    babysat = babysit(engine=("--host", "::"), prefix=without_ipv6_loopback)
+    babysat.program.wait_for_line("engine state=ready")
+
+
+def test_an_engine_on_every_address_is_reached_where_ipv6_has_one(babysit) -> None:
+    babysat = babysit(engine=("--host", "::"))
+    babysat.wait_for_state("ready")

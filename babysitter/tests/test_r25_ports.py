@@ -51,6 +51,29 @@ def test_r25_a_stranger_that_takes_the_port_while_the_engine_starts_is_not_regis
     assert babysat.engine_name not in registry.services
 
 
+def test_r25_routers_are_told_at_once_when_a_stranger_takes_the_port_of_a_ready_engine(
+    babysit, registry, foreign
+) -> None:
+    slow = {"stop_timeout": 3600}  # its worker does not end when it is asked to
+    babysat = babysit(engine=("--worker",), registry_url=registry.url, babysitter=slow)
+    wait_until(lambda: registry.status(babysat.engine_name) == "running", what="registered")
+    babysat.switch("closed")
+    wait_until(lambda: took_port(foreign, babysat.port), what="port taken")
+    babysat.program.wait_for_line(f"engine is ended reason='port .* held by pid {os.getpid()} ")
+    status, health = babysat.get("/health")
+    assert (status, health["state"]) == (503, "draining")
+    assert f"held by pid {os.getpid()}" in health["detail"]
+    wait_until(lambda: registry.status(babysat.engine_name) == "draining", what="told")
+    assert babysat.tree() != [], "it is still being ended"
+
+
+def took_port(foreign, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        foreign(port)
+        return True
+    return False
+
+
 def test_r25_a_stranger_on_another_address_of_the_same_port_counts(babysit) -> None:
     port = free_port()
     with socket.socket() as stranger:

@@ -5,7 +5,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from infinilm_babysitter.registry_client import Answer, RegistryClient, RegistryUnavailableError
+from infinilm_babysitter.registry_client import (
+    Answer,
+    RegistryClient,
+    RegistryUnavailableError,
+    parse,
+)
 
 OK, UNKNOWN = Answer(200, {"message": "ok"}), Answer(404, {"error": "not found"})
 DEGRADED, DOWN = Answer(200, {"degraded": True}), Answer(503, {"error": "etcd does not answer"})
@@ -54,3 +59,8 @@ def test_the_first_registry_that_is_well_is_heard(
 def test_without_any_answer_every_reason_is_told() -> None:
     with pytest.raises(RegistryUnavailableError, match="a: refused; b: etcd does not answer"):
         ask(Registries(a=OSError("refused"), b=DOWN))
+
+
+@pytest.mark.parametrize("text", [b"", b"no JSON", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_json_object_counts_as_an_empty_one(text: bytes) -> None:
+    assert parse(text) == {}
