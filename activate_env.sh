@@ -6,13 +6,9 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
   exit 64
 fi
 # The library may exit on errors and sets variables: both belong in a shell of its own.
-if _infinilm_python=$(
-  set -euo pipefail
-  exec 3>&1 >&2
-  source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
-  ensure_python
-  say "$PYTHON" >&3
-); then
+# A bash of its own, since -e is ignored in a condition.
+if _infinilm_python=$(bash -euo pipefail -c 'exec 3>&1 >&2; source "$1"; ensure_python; say "$PYTHON" >&3' bash \
+  "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"); then
   if [[ -f ${_infinilm_python%/*}/activate ]]; then
     # shellcheck disable=SC1091  # made at run time
     source "${_infinilm_python%/*}/activate"

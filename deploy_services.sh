@@ -125,9 +125,8 @@ deploy_to() { # HOST, with or without user@
 deploy_remote() { # [HOST...]
   local host services hosts=("$@") failed=()
   local -a ssh
-  case ${REMOTE_DIR-infinilm-svc} in
-    '' | / | . | .. | \~ | \~/) die 64 "REMOTE_DIR is '$REMOTE_DIR'; it must be a folder of its own, since files that are not here are deleted there." ;;
-  esac
+  [[ ${REMOTE_DIR-infinilm-svc} == *[!./~]* && ${REMOTE_DIR-infinilm-svc}/ != *../* ]] ||
+    die 64 "REMOTE_DIR is '$REMOTE_DIR'; it must be a folder of its own, without .., since files that are not here are deleted there."
   SSH=${SSH:-ssh -o BatchMode=yes -o ConnectTimeout=10}
   read -ra ssh <<<"$SSH"
   command -v rsync >/dev/null || die 69 "deploy-remote needs rsync, here and on the remote machines (apt install rsync)."
@@ -157,7 +156,8 @@ generate_config() {
     services=$("$PYTHON" -c 'import json, sys
 for s in json.load(sys.stdin)["services"]:
     if s["metadata"].get("type") == "openai-api":
-        print("{name}:{host}:{port}:{0}".format(max(1, round(s["weight"])), **s), end=",")' <<<"$HTTP_BODY")
+        weight = round(s["weight"]) or (1 if s["weight"] else 0)
+        print("{name}:{host}:{port}:{0}".format(weight, **s), end=",")' <<<"$HTTP_BODY")
     [[ -n $services ]] || die 1 "the registry at $(registry_url) has no healthy engine: start one, then try again."
     flags+=(--services "$services")
   else

@@ -69,7 +69,7 @@ flags --config "$ROUTER_CONFIG" --host "$ROUTER_HOST" --router-port "$ROUTER_POR
   --service-removal-grace-period "$SERVICE_REMOVAL_GRACE_PERIOD" --state-dir "$ROUTER_STATE_DIR" --handover "$ROUTER_HANDOVER"
 PROGRAM+=("${FLAGS[@]}" "${ARGUMENTS[@]}")
 inspect router  # choosing a program may have taken minutes
-if [[ $STATE == running ]]; then
+if [[ $STATE == running && $REPLACE == true ]]; then
   replace router "$ROUTER_WAIT_TIMEOUT" "${PROGRAM[@]}" --take-over
 else
   launch router "$ROUTER_WAIT_TIMEOUT" "${PROGRAM[@]}"

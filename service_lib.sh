@@ -59,6 +59,7 @@ run_with_progress() ( # NAME TITLE LOG COMMAND...: false, and the log's end is s
   name=$1 title=$2 log=$3 begun=$SECONDS said=$SECONDS
   set -m  # a process group of its own, which ends as a whole when the script is interrupted
   "${@:4}" >"$log" 2>&1 </dev/null & job=$!
+  set +m  # what follows stays in the terminal's group, or Ctrl-C would not reach this script
   trap 'kill -- "-$job"' EXIT
   while kill -0 "$job" 2>/dev/null; do
     if ((SECONDS - said >= SAY_EVERY)); then

@@ -74,11 +74,18 @@ def _is_ours(config: Config, service: object) -> bool:
     return service.get("host") == config.host and service.get("port") == config.port
 
 
+def _connections(port: int) -> int:
+    try:
+        return sockets.count_connections(port)
+    except OSError:  # out of descriptors, say: there may be some
+        return 1
+
+
 async def _until_quiet(config: Config, hurry: asyncio.Event) -> None:
     """Until nobody is connected to the engine, or the time for that is over."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + config.timing.drain_timeout
-    while open_connections := sockets.count_connections(config.port):
+    while open_connections := _connections(config.port):
         left = deadline - loop.time()
         if left <= 0:
             log.warning("drain time over connections=%d", open_connections)

@@ -39,6 +39,12 @@ class Pulse:
 
     async def measure(self, model: str) -> Measured:
         """Ask the engine for its metrics, and a stalled one for a token of `model` as well."""
+        try:
+            return await self._measure(model)
+        except OSError:  # out of descriptors, say
+            return Measured()
+
+    async def _measure(self, model: str) -> Measured:
         untestable = False
         clients = await self._door.clients()
         if self.belief.verdict is Verdict.STALLED:

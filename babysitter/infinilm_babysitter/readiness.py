@@ -90,6 +90,12 @@ class Readiness:
 
     async def check(self, tree_root: int, health_path: str | None = None) -> Finding:
         """One look at the engine whose processes are below `tree_root`."""
+        try:
+            return await self._look(tree_root, health_path)
+        except OSError as error:  # out of descriptors, say: that tells nothing of the engine
+            return NotReady(f"cannot be looked at: {error}")
+
+    async def _look(self, tree_root: int, health_path: str | None) -> Finding:
         port = self._door.port
         if not await self._door.is_open():
             return NotReady(f"port {port} is not open", refused=True)

@@ -61,6 +61,7 @@ class Registrar:
         self._wake = asyncio.Event()
         self._tried = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
+        self._leaving = False
         self._is_new = False
         """The last call that succeeded was a registration."""
         self.problem = ""
@@ -113,6 +114,7 @@ class Registrar:
         """Remove both services, as far as that goes in `within` seconds, and end the loop."""
         if self._loop_task is None:
             return
+        self._leaving = True
         self._babysitter.wanted = None
         self._want(None)
         await self.flush(within)
@@ -142,7 +144,8 @@ class Registrar:
                 failures = 0
                 wait = pace.after_registration if self._is_new else pace.after_heartbeat
                 delay = wait(self._interval)
-            if not self._wake.is_set():
+            unsaid = self._leaving and (self._engine.known or self._babysitter.known)
+            if not (self._wake.is_set() or unsaid):
                 self._tried.set()
             await self._sleep(delay)
 

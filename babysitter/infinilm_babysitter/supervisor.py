@@ -74,7 +74,7 @@ class Supervisor:
 
     async def _wait_for_port(self, stop: asyncio.Event) -> bool:
         """Until nobody holds the engine's port; False if told to stop before."""
-        while holder := await asyncio.to_thread(self._world.port_holder):
+        while holder := await self._port_holder():
             if self.engine_state.state is State.STOPPED:
                 self.engine_state.change_state(State.BACKOFF)
             if holder != self.engine_state.detail:
@@ -83,6 +83,12 @@ class Supervisor:
             if await wait_for_any(stop, within=self._config.timing.probe_interval):
                 return False
         return not stop.is_set()
+
+    async def _port_holder(self) -> str:
+        try:
+            return await asyncio.to_thread(self._world.port_holder)
+        except OSError as error:  # out of descriptors, say
+            return f"cannot see who holds the port: {error}"
 
     async def _wait_for_memory(self, stop: asyncio.Event) -> bool:
         """Until the last engine's memory is free; False if told to stop before."""

@@ -71,14 +71,14 @@ class Notebook:
 
     def write(self, keeper_pid: int | None) -> None:
         """Note the processes of the tree as they are now; a disk fault is only logged."""
-        tree = _tree(keeper_pid) if keeper_pid else ()
-        me = proctree.read_process(os.getpid())
-        babysitter = (me.pid, me.start_time) if me else (os.getpid(), 0)
-        note = Note(proctree.boot_id(), self._life, babysitter, tree)
-        if note == self._written:
-            return
         fresh = self._path.with_name(f"{self._path.name}.new")
         try:
+            tree = _tree(keeper_pid) if keeper_pid else ()
+            me = proctree.read_process(os.getpid())
+            babysitter = (me.pid, me.start_time) if me else (os.getpid(), 0)
+            note = Note(proctree.boot_id(), self._life, babysitter, tree)
+            if note == self._written:
+                return
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fresh.write_text(json.dumps({name: getattr(note, name) for name in Note.__slots__}))
             fresh.replace(self._path)

@@ -3,6 +3,7 @@
 import signal
 import socket
 import time
+from typing import Any
 
 import pytest
 
@@ -94,4 +95,24 @@ def test_other_signals_stop_as_well(babysit, registry, number: signal.Signals) -
     babysat.wait_for_state("ready")
     babysat.program.signal(number)
     assert babysat.program.wait() == 0
+    assert registry.services == {}
+
+
+def test_a_goodbye_that_is_refused_once_is_said_again(
+    babysit, registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, refused = registry.answer, []
+
+    def as_while_etcd_elects(method: str, path: str, body: dict[str, Any]) -> tuple[int, object]:
+        if method == "DELETE" and not refused:
+            refused.append(path)
+            return 503, {"error": "The store is down"}
+        told: tuple[int, object] = answer(method, path, body)
+        return told
+
+    monkeypatch.setattr(registry, "answer", as_while_etcd_elects)
+    babysat = babysit(registry_url=registry.url)
+    wait_until(lambda: registry.status(babysat.engine_name) == "running", what="registered")
+    assert babysat.program.stop() == 0
+    assert len(refused) == 1
     assert registry.services == {}

@@ -120,7 +120,7 @@ def test_a_registry_on_localhost_is_no_address_for_other_machines(tree, machines
     assert "which other machines cannot reach: set REGISTRY_URL=" in output
 
 
-@pytest.mark.parametrize("folder", ["", "/", ".", "~"])
+@pytest.mark.parametrize("folder", ["", "/", ".", "./", "~", "~/.", "x/../..", ".."])
 def test_a_remote_folder_with_other_things_in_it_is_refused(tree, machines, folder):
     code, output = tree.script(
         "deploy_services.sh",
@@ -182,6 +182,13 @@ def test_generate_config_takes_engines_from_the_registry_and_else_from_the_file(
     text = output_file.read_text()
     assert "listen 8077;" in text
     assert re.findall(r"server (\S+:\d+) ", text) == [f"localhost:{engine}"]
+    for weight, shown in ((0, "down"), (0.3, "weight=1"), (3, "weight=3")):
+        body = json.dumps({"weight": weight}).encode()
+        put = urllib.request.Request(f"{registry}/services/gpu1-server", body, method="PUT")
+        with urllib.request.urlopen(put, timeout=5) as answer:
+            assert answer.status == 200
+        assert tree.script("deploy_services.sh", "-r", port, "generate-config")[0] == 0
+        assert f"server localhost:{engine} {shown} " in output_file.read_text()
     static = {"static_services": {"services": [{"host": "10.1.1.1", "port": 5001}]}}
     tree.write("deployment_configs/router_config.json", json.dumps(static))
     code, output = tree.script("deploy_services.sh", "-r", str(free_port()), "generate-config")

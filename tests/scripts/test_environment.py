@@ -109,3 +109,12 @@ def test_an_installation_that_fails_shows_why_and_is_tried_again(tree):
         assert code == 69
         assert "installing requirements.txt failed" in output
         assert "no-such-package" in output
+
+
+def test_activating_an_environment_that_cannot_be_made_ends_with_the_reason(tree):
+    del tree.env["INFINILM_PYTHON"]
+    (tree.root / ".venv").symlink_to("/proc/nowhere/venv")
+    code, output = tree.run("bash", "-c", f"source '{tree.root}/activate_env.sh'")
+    assert code == 69
+    assert output.count("waiting for another script") == 0
+    assert "/.venv" in output

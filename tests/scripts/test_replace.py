@@ -263,3 +263,19 @@ def test_launch_all_takes_replace_for_the_router(tree: Any, engine: FakeEngine) 
     code, output = tree.script("launch_all.sh", "--replace", *words, **alone)
     assert code == 0, output
     assert tree.pid("router") != pid
+
+
+def test_a_launch_that_finds_a_router_in_the_end_leaves_it_as_it_is(
+    tree: Any, engine: FakeEngine
+) -> None:
+    """Another launch was faster, while this one looked for its program."""
+    place = Place(tree, engine)
+    other = f"'{tree.root}/launch_router.sh' --implementation python >/dev/null 2>&1"
+    slow = tree.program(
+        "slow router", f"#!/bin/sh\nexec 2>/dev/null; INFINILM_ROUTER_BIN= {other}\n"
+    )
+    code, output = place.launch("rust", INFINILM_ROUTER_BIN=str(slow))
+    assert "router: already running" in output
+    assert "replaced" not in output
+    assert code == 0, output
+    assert tree.pid_files() == ["router.pid"]
