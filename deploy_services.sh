@@ -157,7 +157,8 @@ generate_config() {
 for s in json.load(sys.stdin)["services"]:
     if s["metadata"].get("type") == "openai-api":
         weight = round(s["weight"]) or (1 if s["weight"] else 0)
-        print("{name}:{host}:{port}:{0}".format(weight, **s), end=",")' <<<"$HTTP_BODY")
+        host = "[" + s["host"] + "]" if ":" in s["host"] else s["host"]
+        print("{name}:{0}:{port}:{1}".format(host, weight, **s), end=",")' <<<"$HTTP_BODY")
     [[ -n $services ]] || die 1 "the registry at $(registry_url) has no healthy engine: start one, then try again."
     flags+=(--services "$services")
   else

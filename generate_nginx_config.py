@@ -19,7 +19,9 @@ from config_tools import ConfigError, Parser, Rule, entry_faults, is_integer, re
 METHODS = ("round_robin", "least_conn", "ip_hash")
 NAME = r"[A-Za-z0-9._-]{1,128}"
 HOST = r"[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]"
-TIME = r"(\d+(ms|[smhdwMy])?)+"
+TIME = r"(?=.)([0-9]+y)?([0-9]+M)?([0-9]+w)?([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s?)?"
+SPECIFICATION = re.compile(r"([^:]+):(\[[^\]]*\]|[^:\[\]]+):([0-9]+)(?::([0-9]+))?")
+PIECE = 3000  # bytes of one parameter; nginx takes 4096
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,17 @@ def read_services(path: Path) -> list[object]:
 
 
 def parse_specification(text: str) -> dict[str, object]:
-    """`name:host:port[:weight]` as a service entry, unchecked. IPv6 hosts stand in brackets."""
-    parts = re.findall(r"\[[^\]]*\]|[^:]+", text.strip())
-    numbers = [int(part) if re.fullmatch(r"\d+", part) else part for part in parts[2:]]
-    keys = ("name", "host", "port", "weight", *(f"part {n}" for n in range(5, len(parts) + 1)))
-    return dict(zip(keys, [*parts[:2], *numbers], strict=False))
+    """`name:host:port[:weight]` as a service entry, unchecked. IPv6 hosts stand in brackets.
+
+    Raises:
+        ConfigError: it has another shape.
+    """
+    parts = SPECIFICATION.fullmatch(text)
+    if parts is None:
+        reason = "must be name:host:port or name:host:port:weight, IPv6 hosts in brackets"
+        raise ConfigError([f"--services: {text}: {reason}"])
+    entry: dict[str, object] = {"name": parts[1], "host": parts[2], "port": int(parts[3])}
+    return entry if parts[4] is None else {**entry, "weight": int(parts[4])}
 
 
 def collect_services(config_file: Path | None, specifications: str | None) -> tuple[Service, ...]:
@@ -108,8 +116,11 @@ def collect_services(config_file: Path | None, specifications: str | None) -> tu
             sources += [(f"{config_file}: services[{i}]", entry) for i, entry in enumerate(entries)]
         except ConfigError as error:
             faults += error.faults
-    for text in filter(str.strip, (specifications or "").split(",")):
-        sources.append((f"--services: {text.strip()}", parse_specification(text)))
+    for text in filter(None, map(str.strip, (specifications or "").split(","))):
+        try:
+            sources.append((f"--services: {text}", parse_specification(text)))
+        except ConfigError as error:
+            faults += error.faults
     for where, entry in sources:
         faults += entry_faults(where, entry, RULES)
     if not sources and not faults:
@@ -163,6 +174,15 @@ def services_json(settings: Settings) -> str:
     return json.dumps({"upstream": settings.upstream_name, "services": services})
 
 
+def services_answer(settings: Settings) -> str:
+    """The directives that answer with it: in pieces, since nginx limits each parameter."""
+    text = services_json(settings)
+    pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+    lines = [f"set $services_{number} '{piece}';" for number, piece in enumerate(pieces)]
+    lines.append(f'return 200 "{"".join(f"$services_{n}" for n in range(len(pieces)))}";')
+    return "\n            ".join(lines)
+
+
 def proxy_location(settings: Settings) -> str:
     """Where everything but the answers of nginx itself goes."""
     return f"""        location / {{
@@ -213,7 +233,7 @@ http {{
         location = /services {{
             access_log off;
             default_type application/json;
-            return 200 '{services_json(settings)}';
+            {services_answer(settings)}
         }}
 
         location = /backend-health {{
