@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import aiohttp
 from aiohttp import web
 
-from infinilm_babysitter import proctree, sockets
+from infinilm_babysitter import descriptors, proctree, sockets
 from infinilm_babysitter.api import Api
 from infinilm_babysitter.config import HIGHEST_PORT, Config
 from infinilm_babysitter.controls import Controls
@@ -31,6 +31,7 @@ from infinilm_babysitter.registry_client import RegistryClient
 from infinilm_babysitter.states import State
 from infinilm_babysitter.supervisor import Supervisor
 from infinilm_babysitter.survivors import AlreadyRunningError, Notebook
+from infinilm_babysitter.visitors import KEPT_FOR, Visitors
 from infinilm_babysitter.waiting import cancel, wait_for_any
 from infinilm_babysitter.watch import SERVING
 from infinilm_babysitter.world import World
@@ -118,6 +119,7 @@ async def run(config: Config) -> int:
     signals = Signals(stop=asyncio.Event(), hurry=asyncio.Event())
     signals.listen()
     proctree.become_subreaper()
+    descriptors.raise_limit()
     timeout = aiohttp.ClientTimeout(total=config.timing.probe_timeout)
     with contextlib.closing(own_socket):
         async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as session:
@@ -198,8 +200,14 @@ def _secrets(config: Config) -> list[str]:
 
 
 async def _serve(parts: Parts, own_socket: socket.socket, signals: Signals) -> int:
-    runner = web.AppRunner(parts.api.application(), access_log=None, shutdown_timeout=1.0)
+    visitors = Visitors()
+    application = parts.api.application()
+    application.middlewares.append(visitors.middleware)
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=1.0, keepalive_timeout=KEPT_FOR
+    )
     await runner.setup()
+    watching = asyncio.create_task(visitors.watch(_server_of(runner)), name="visitors")
     try:
         await _end_survivors(parts, signals.stop)
         await web.SockSite(runner, own_socket).start()
@@ -208,8 +216,14 @@ async def _serve(parts: Parts, own_socket: socket.socket, signals: Signals) -> i
         await _supervise(parts, signals)
         return await _stop(parts, signals.hurry)
     finally:
+        await cancel(watching)
         await runner.cleanup()
         await asyncio.to_thread(parts.pump.close)
+
+
+def _server_of(runner: web.AppRunner) -> web.Server:
+    assert runner.server is not None  # for the type checker: it is set up
+    return runner.server
 
 
 async def _end_survivors(parts: Parts, stop: asyncio.Event) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from infinilm_babysitter.redact import HIDDEN, SECRET_VARIABLE
 
 COMMAND_LINE = "command line"
+ENVIRONMENT = "environment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Fault:
     """One thing that is wrong with the configuration."""
 
     file: str
-    """The file's path, or "command line"."""
+    """The file's path, "command line" or "environment"."""
     key: str
     value: object
     """What was given; None if nothing was."""

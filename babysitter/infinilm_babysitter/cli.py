@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import resource
 import sys
 from collections.abc import Sequence
 
@@ -33,9 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for note in settings.notes:
         log.warning("flag ignored reason=%r", note)
-    # Each connection to the port above the engine's takes a descriptor; shells often allow 1,024.
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         return asyncio.run(run(config))
     except StartError as error:

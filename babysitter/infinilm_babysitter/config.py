@@ -2,14 +2,16 @@
 
 import dataclasses
 import datetime as dt
+import os
 import re
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infinilm_babysitter import access, registry_client
 from infinilm_babysitter.backends import BACKENDS
-from infinilm_babysitter.checks import ConfigError, Fault, Section
+from infinilm_babysitter.checks import ENVIRONMENT, ConfigError, Fault, Section
 from infinilm_babysitter.launch import Builder, Launch, Place
 from infinilm_babysitter.redact import redact_argv, redact_env
 from infinilm_babysitter.restarts import RestartRules
@@ -19,6 +21,9 @@ HIGHEST_PORT = 65533
 """The babysitter takes the port above, and registries take ports up to 65534."""
 NAME = re.compile(r"[A-Za-z0-9._-]{1,121}")
 """A registry takes 128 characters; `-server` is appended for the engine."""
+TOKENS = (registry_client.TOKEN_VARIABLE, access.TOKEN_VARIABLE)
+TOKEN = re.compile(r"[!-~]+")
+"""What the header `Authorization` can carry."""
 SERVICE_TYPES = {"infinilm": "InfiniLM", "infinilm-rust": "InfiniLM-Rust"}
 """metadata.type of the babysitter's own registration; other backends go by their own name."""
 
@@ -132,7 +137,7 @@ def check_config(
     """Turn settings as read from TOML (and flags laid over them) into a Config.
 
     Args:
-        raw: nested tables, shaped like the TOML file.
+        raw: nested tables, shaped like the TOML file. Tokens come from the environment.
         file: where they come from, for faults.
         flags: full key to flag, for those that came from the command line.
 
@@ -172,9 +177,18 @@ def check_config(
     )
     babysitter.finish()
     root.finish()
+    faults += _token_faults()
     if faults:
         raise ConfigError(faults)
     return config
+
+
+def _token_faults() -> list[Fault]:
+    """Without the values: they are secrets, as good as what they were meant to be."""
+    given = [name for name in TOKENS if os.environ.get(name)]
+    bad = [name for name in given if not TOKEN.fullmatch(os.environ[name])]
+    reason = "must be printable ASCII without blanks and line ends"
+    return [Fault(ENVIRONMENT, name, None, reason) for name in bad]
 
 
 def _backend(root: Section) -> tuple[str, Builder]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import aiohttp
 
-from infinilm_babysitter import sockets
+from infinilm_babysitter import proctree, sockets
 
 MOST_BYTES = 8 << 20
 """Neither a models list nor a page of metrics is longer."""
@@ -15,7 +15,7 @@ Answer = tuple[int | None, bytes]
 
 
 class Door:
-    """The engine's port, seen from outside."""
+    """The engine's port, seen from outside; an OSError means that it could not be looked at."""
 
     def __init__(
         self, session: aiohttp.ClientSession, port: int, api_key_file: Path | None = None
@@ -51,7 +51,10 @@ class Door:
             ) as answer:
                 # Read in any case: an engine need not log a client that hung up.
                 return answer.status, await _read_some(answer.content)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):  # ValueError: a bad key
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            # ValueError: a bad key
+            if isinstance(error, OSError) and error.errno in proctree.OUT_OF_DESCRIPTORS:
+                raise  # it was never asked
             return None, b""
 
     def _headers(self, body: bytes | None) -> dict[str, str]:

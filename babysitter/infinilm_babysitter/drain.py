@@ -58,7 +58,7 @@ async def _still_sends(config: Config, session: aiohttp.ClientSession, url: str)
             body = await answer.json(content_type=None)
     except aiohttp.ClientConnectorError as error:
         return not isinstance(error.os_error, ConnectionRefusedError)
-    except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
         return True
     services = body.get("services") if isinstance(body, dict) else None
     if not isinstance(services, list):
@@ -77,7 +77,7 @@ def _is_ours(config: Config, service: object) -> bool:
 def _connections(port: int) -> int:
     try:
         return sockets.count_connections(port)
-    except OSError:  # out of descriptors, say: there may be some
+    except OSError:  # for want of a descriptor, say: there may be some
         return 1
 
 

@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from infinilm_babysitter import proctree
+from infinilm_babysitter import descriptors, proctree
 from infinilm_babysitter.launch import Launch
 from infinilm_babysitter.logpump import LogPump
 from infinilm_babysitter.redact import redact_argv
@@ -57,6 +57,7 @@ class Engine:
         self._code: int | None = None
         cwd = str(Path.cwd() / (launch.cwd or ""))  # the keeper runs in /, and so would the engine
         self._keeper = self._spawn()
+        descriptors.give_limit_back(self._keeper.pid)
         self._gone = asyncio.create_task(self._follow(), name="engine-events")
         self._send(json.dumps({"argv": launch.argv, "env": _env(launch, life), "cwd": cwd}))
 

@@ -53,7 +53,11 @@ class DeviceMemory:
         """The engine below this process is ready: what it holds now is its own."""
         if not self._accounts:
             return
-        tree = await asyncio.to_thread(proctree.descendants, tree_root)
+        try:
+            tree = await asyncio.to_thread(proctree.descendants, tree_root)
+        except OSError as error:  # for want of a descriptor, say
+            log.warning("device memory of this engine is not known reason=%r", str(error))
+            return
         pids = {process.pid for process in tree}
         self.expect(pids)
         for tool, account in self._accounts:

@@ -5,6 +5,7 @@ Used by the keeper too, so it imports nothing but the standard library's small m
 
 import contextlib
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from typing import NamedTuple
 PROC = Path("/proc")
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 STUCK_AFTER = 5.0
 """Seconds that a SIGKILLed process may live on before it is reported as stuck."""
 
@@ -57,8 +59,18 @@ def boot_id() -> str:
 def read_process(pid: int) -> Process | None:
     """What /proc knows of `pid`, or None if there is no such process."""
     try:
-        text = (PROC / str(pid) / "stat").read_bytes()
+        return _read(pid)
     except OSError:
+        return None
+
+
+def _read(pid: int) -> Process | None:
+    """The same, but an OSError if there is no descriptor to read it with."""
+    try:
+        text = (PROC / str(pid) / "stat").read_bytes()
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            raise
         return None
     fields = text[text.rindex(b")") + 2 :].split()
     return Process(pid, int(fields[1]), fields[0].decode(), int(fields[19]))
@@ -76,7 +88,8 @@ def snapshot() -> dict[int, Process]:
     """Every process of the machine that we can see."""
     with os.scandir(PROC) as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdigit()]
-    return {pid: process for pid in pids if (process := read_process(pid))}
+    # A list with holes would make strangers of our own.
+    return {pid: process for pid in pids if (process := _read(pid))}
 
 
 def descendants(root: int, table: Mapping[int, Process] | None = None) -> list[Process]:
@@ -165,11 +178,13 @@ def kill_all(
     Returns only then. A process that survives SIGKILL (it hangs in the kernel) is told to
     `on_stuck` every few seconds, because waiting is the only thing left to do.
     """
+    left: list[Process] = []
     report_at = time.monotonic() + STUCK_AFTER
     while not is_over():
-        left = find()
-        for process in left:
-            send_signal(process, signal.SIGKILL)
+        with contextlib.suppress(OSError):  # for want of a descriptor, say
+            left = find()
+            for process in left:
+                send_signal(process, signal.SIGKILL)
         if time.monotonic() > report_at:
             on_stuck(left)
             report_at = time.monotonic() + STUCK_AFTER

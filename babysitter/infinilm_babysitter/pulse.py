@@ -37,12 +37,15 @@ class Pulse:
         """The kind of metrics that are read; None: none so far."""
         return self._meter.dialect.name if self._meter.dialect else None
 
-    async def measure(self, model: str) -> Measured:
-        """Ask the engine for its metrics, and a stalled one for a token of `model` as well."""
+    async def measure(self, model: str) -> Measured | None:
+        """Ask the engine for its metrics, and a stalled one for a token of `model` as well.
+
+        None: that could not be done, which says nothing of the engine.
+        """
         try:
             return await self._measure(model)
-        except OSError:  # out of descriptors, say
-            return Measured()
+        except OSError:
+            return None
 
     async def _measure(self, model: str) -> Measured:
         untestable = False
@@ -55,9 +58,11 @@ class Pulse:
         hangs = load is NoLoad.SILENT and self._meter.must_answer(clients)
         return Measured(hangs=hangs, clients=clients, untestable=untestable)
 
-    def take(self, finding: Finding, measured: Measured) -> Belief:
+    def take(self, finding: Finding, measured: Measured | None) -> Belief:
         """The verdict after one more look."""
         problem = finding if isinstance(finding, NotReady) else None
+        if measured is None or (problem and problem.unseen):
+            return self.belief
         look = Look(
             at=self._clock(),
             answered=problem is None or problem.answered,

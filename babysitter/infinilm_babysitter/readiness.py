@@ -33,6 +33,8 @@ class NotReady:
     """It says itself, by a health call that means it, that it cannot serve."""
     answered: bool = False
     """It did say something in time."""
+    unseen: bool = False
+    """We could not even look, for want of a descriptor perhaps: that says nothing of it."""
 
     @property
     def broken(self) -> bool:
@@ -92,8 +94,8 @@ class Readiness:
         """One look at the engine whose processes are below `tree_root`."""
         try:
             return await self._look(tree_root, health_path)
-        except OSError as error:  # out of descriptors, say: that tells nothing of the engine
-            return NotReady(f"cannot be looked at: {error}")
+        except OSError as error:
+            return NotReady(f"cannot be looked at: {error}", unseen=True)
 
     async def _look(self, tree_root: int, health_path: str | None) -> Finding:
         port = self._door.port

@@ -61,7 +61,6 @@ class Registrar:
         self._wake = asyncio.Event()
         self._tried = asyncio.Event()
         self._loop_task: asyncio.Task[None] | None = None
-        self._leaving = False
         self._is_new = False
         """The last call that succeeded was a registration."""
         self.problem = ""
@@ -111,14 +110,13 @@ class Registrar:
             log.warning("registry not told in time reason=%r", self.problem)
 
     async def close(self, within: float) -> None:
-        """Remove both services, as far as that goes in `within` seconds, and end the loop."""
+        """End the loop, and remove both services, as far as that goes in `within` seconds."""
         if self._loop_task is None:
             return
-        self._leaving = True
-        self._babysitter.wanted = None
-        self._want(None)
-        await self.flush(within)
-        await cancel(self._loop_task)
+        await cancel(self._loop_task)  # it may wait for a registry that hangs
+        deadline = asyncio.get_running_loop().time() + within
+        both = (self._engine, self._babysitter)
+        await asyncio.gather(*(self._say_goodbye(each, deadline) for each in both))
 
     def _want_status(self, status: str) -> None:
         if self._engine.wanted is not None:
@@ -139,13 +137,17 @@ class Registrar:
                 self._report(str(error))
                 delay = self._delay_after(error, failures)
                 failures += 1
+            except Exception as error:  # a fault of ours: without this loop nobody finds the engine
+                log.exception("registration fails")
+                self._report(repr(error))
+                delay = self._interval
+                failures += 1
             else:
                 self._report("")
                 failures = 0
                 wait = pace.after_registration if self._is_new else pace.after_heartbeat
                 delay = wait(self._interval)
-            unsaid = self._leaving and (self._engine.known or self._babysitter.known)
-            if not (self._wake.is_set() or unsaid):
+            if not self._wake.is_set():
                 self._tried.set()
             await self._sleep(delay)
 
@@ -216,10 +218,31 @@ class Registrar:
         _check(entry, answer)
         self._follow_interval(answer)
 
-    async def _remove(self, entry: _Entry) -> None:
-        answer = await self._client.call("DELETE", self._path(entry))
+    async def _remove(self, entry: _Entry, within: float | None = None) -> None:
+        answer = await self._client.call("DELETE", self._path(entry), within=within)
+        if answer.status == 429:
+            raise RefusedError(f"{entry.name}: {answer.error}")
         entry.known = None
-        log.info("unregistered name=%s answer=%d", entry.name, answer.status)
+        if answer.status < 300 or answer.status == 404:
+            log.info("unregistered name=%s answer=%d", entry.name, answer.status)
+        else:  # we may not, or it is another's: asking again changes nothing
+            log.warning("not unregistered name=%s reason=%r", entry.name, answer.error)
+
+    async def _say_goodbye(self, entry: _Entry, deadline: float) -> None:
+        """Remove what the registry has, again and again; once what it only may have been told."""
+        if entry.wanted is None and entry.known is None:
+            return
+        now, failures, problem = asyncio.get_running_loop().time, 0, ""
+        while (left := deadline - now()) > 0:
+            try:
+                await self._remove(entry, left)
+            except (RegistryUnavailableError, RefusedError) as error:
+                problem = str(error)
+            if entry.known is None:
+                return
+            await asyncio.sleep(min(left, pace.after_failure(self._interval, failures)))
+            failures += 1
+        log.warning("not unregistered name=%s reason=%r", entry.name, problem)
 
     def _path(self, entry: _Entry, action: str = "") -> str:
         return f"/services/{entry.name}{action}?instance_id={self._instance}"

@@ -1,9 +1,11 @@
 """Calls to a registry, or to the first of several that answers."""
 
+import asyncio
 import json
 import logging
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import aiohttp
@@ -47,17 +49,23 @@ class RegistryClient:
         return tuple(self._urls)
 
     async def call(
-        self, method: str, path: str, body: Mapping[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        within: float | None = None,
     ) -> Answer:
-        """The answer of the first registry that is well.
+        """The answer of the first registry that is well; within `within` seconds each has its turn.
 
         One that is `degraded` is heard only if no other knows us: what it takes from us, it may not
         be able to pass on. Raises RegistryUnavailableError with the reason of every registry.
         """
         reasons, second_best = [], None
-        for url in self.urls:
+        for url, share in self._turns(within):
             try:
-                answer = await self._send(method, url + path, body)
+                async with asyncio.timeout(share):
+                    answer = await self._send(method, url + path, body)
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 reasons.append(f"{url}: {str(error) or type(error).__name__}")
                 continue
@@ -83,6 +91,13 @@ class RegistryClient:
             timeout=self._timeout,
         ) as answer:
             return Answer(answer.status, parse(await answer.read()))
+
+    def _turns(self, within: float | None) -> Iterator[tuple[str, float | None]]:
+        """The registries in turn, each with a fair share of the seconds that are left by then."""
+        urls, now = self.urls, time.monotonic
+        deadline = None if within is None else now() + within
+        for number, url in enumerate(urls):
+            yield url, None if deadline is None else (deadline - now()) / (len(urls) - number)
 
     def _prefer(self, url: str) -> None:
         if self._urls[0] != url:

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from infinilm_babysitter.proctree import OUT_OF_DESCRIPTORS
+
 LISTEN: Final = 10
 ESTABLISHED: Final = 1
 TABLES: Final = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
@@ -50,7 +52,11 @@ def count_connections(port: int) -> int:
 
 
 def owner(inode: int, pids: Iterable[int]) -> int | None:
-    """The first of `pids` that has the socket open, as far as we are allowed to see."""
+    """The first of `pids` that has the socket open, as far as we are allowed to see.
+
+    Raises:
+        OSError: we could not look, for want of a descriptor.
+    """
     target = f"socket:[{inode}]"
     return next((pid for pid in pids if _holds(pid, target)), None)
 
@@ -141,7 +147,9 @@ def _holds(pid: int, target: str) -> bool:
     try:
         with os.scandir(folder) as links:
             return any(_link(link.path) == target for link in links)
-    except OSError:
+    except OSError as error:
+        if error.errno in OUT_OF_DESCRIPTORS:
+            raise
         return False
 
 

@@ -87,8 +87,8 @@ class Supervisor:
     async def _port_holder(self) -> str:
         try:
             return await asyncio.to_thread(self._world.port_holder)
-        except OSError as error:  # out of descriptors, say
-            return f"cannot see who holds the port: {error}"
+        except OSError as error:  # for want of a descriptor, say
+            return f"cannot see who holds port {self._config.port}: {error}"
 
     async def _wait_for_memory(self, stop: asyncio.Event) -> bool:
         """Until the last engine's memory is free; False if told to stop before."""

@@ -70,21 +70,26 @@ class Notebook:
         return len(found)
 
     def write(self, keeper_pid: int | None) -> None:
-        """Note the processes of the tree as they are now; a disk fault is only logged."""
-        fresh = self._path.with_name(f"{self._path.name}.new")
+        """Note the processes of the tree as they are now; a fault in that is only logged."""
         try:
-            tree = _tree(keeper_pid) if keeper_pid else ()
-            me = proctree.read_process(os.getpid())
-            babysitter = (me.pid, me.start_time) if me else (os.getpid(), 0)
-            note = Note(proctree.boot_id(), self._life, babysitter, tree)
-            if note == self._written:
-                return
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps({name: getattr(note, name) for name in Note.__slots__}))
-            fresh.replace(self._path)
-            self._written = note
+            note = self._note(keeper_pid)
+            if note != self._written:
+                self._write(note)
         except OSError as error:
-            log.warning("cannot note the engine's processes file=%s why=%r", fresh, str(error))
+            log.warning("cannot note the engine's processes file=%s why=%r", self._path, str(error))
+
+    def _note(self, keeper_pid: int | None) -> Note:
+        tree = _tree(keeper_pid) if keeper_pid else ()
+        me = proctree.read_process(os.getpid())
+        babysitter = (me.pid, me.start_time) if me else (os.getpid(), 0)
+        return Note(proctree.boot_id(), self._life, babysitter, tree)
+
+    def _write(self, note: Note) -> None:
+        fresh = self._path.with_name(f"{self._path.name}.new")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps({name: getattr(note, name) for name in Note.__slots__}))
+        fresh.replace(self._path)
+        self._written = note
 
     def remove(self) -> None:
         """Nothing is left that the next life would have to know."""

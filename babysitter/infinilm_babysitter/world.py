@@ -67,10 +67,10 @@ class Pulse(Protocol):
     def metrics(self) -> str | None:
         """The kind of metrics that are read; None: none so far."""
 
-    async def measure(self, model: str) -> Measured:
-        """One look, beside the one for readiness."""
+    async def measure(self, model: str) -> Measured | None:
+        """One look, beside the one for readiness; None if it failed."""
 
-    def take(self, finding: Finding, measured: Measured) -> Belief:
+    def take(self, finding: Finding, measured: Measured | None) -> Belief:
         """The verdict after it."""
 
 

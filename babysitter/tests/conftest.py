@@ -59,7 +59,7 @@ class FakeServer:
                 path = self.path.partition("?")[0]
                 fake.calls.append(Call(time.monotonic(), self.command, path, body))
                 status, answer = fake.answer(self.command, path, body)
-                text = json.dumps(answer).encode()
+                text = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()

@@ -93,6 +93,31 @@ def test_a_missing_file_and_an_unknown_flag_exit_64() -> None:
     assert "--frobnicate: is not a known flag" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "token", ["canary token", "canary\n", " canary", "canary-\u00e9", "canary-\udcff", "\t"]
+)
+def test_a_token_that_no_header_can_carry_is_a_fault_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    names = {"INFINILM_REGISTRY_TOKEN", "INFINILM_ADMIN_TOKEN"}
+    for name in names:
+        monkeypatch.setenv(name, token)
+    done = program("--path", "/m", "--port", "x", "--check-config")
+    assert done.returncode == 64
+    faults = [line.split(": ")[1:3] for line in done.stderr.splitlines()]
+    assert {key for where, key in faults if where == "environment"} == names
+    assert "--port" in done.stderr
+    assert "canary" not in done.stderr
+
+
+def test_tokens_that_a_header_can_carry_and_empty_ones_are_fine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("INFINILM_REGISTRY_TOKEN", "".join(map(chr, range(ord("!"), 127))))
+    monkeypatch.setenv("INFINILM_ADMIN_TOKEN", "")
+    assert config_of("--path", "/m").port == 5000
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_configurations_are_accepted(file: Path) -> None:
     shown = config_of("--config-file", str(file)).as_json()

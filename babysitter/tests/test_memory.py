@@ -1,5 +1,6 @@
 """The memory of the last engine is free before the next one starts, where a tool can tell."""
 
+import asyncio
 import os
 import signal
 import stat
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from infinilm_babysitter import proctree
+from infinilm_babysitter.memory import DeviceMemory
 from rig.processes import wait_until
 
 NVIDIA = """\
@@ -165,3 +168,16 @@ def test_a_limit_of_zero_means_not_to_look(start, tool) -> None:
     kill_engine(babysat)
     wait_until(lambda: len(babysat.journal("start")) == 2, what="second start")
     assert calls(tool) == 0
+
+
+def test_an_engine_whose_processes_cannot_be_listed_has_no_account(
+    tool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError("too many open files")
+
+    monkeypatch.setenv("PATH", str(tool), prepend=os.pathsep)
+    monkeypatch.setenv("FOLDER", str(tool))
+    monkeypatch.setattr(proctree, "snapshot", fail)
+    asyncio.run(DeviceMemory(lambda: os.environ, 5).note_running(os.getpid()))
+    assert not (tool / "calls").exists()

@@ -25,10 +25,15 @@ class TimedClient(RegistryClient):
         self.registrations: list[tuple[float, float]] = []
 
     async def call(
-        self, method: str, path: str, body: Mapping[str, object] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        within: float | None = None,
     ) -> Answer:
         began = time.monotonic()
-        answer = await super().call(method, path, body)
+        answer = await super().call(method, path, body, within=within)
         if (method, answer.status) == ("POST", 201):
             now = time.monotonic()
             self.registrations.append((now, now - began))

@@ -1,7 +1,11 @@
 """R3: a running engine is always found again, and is described in full."""
 
+import asyncio
 import re
 
+from infinilm_babysitter.config import check_config
+from infinilm_babysitter.registration import Registrar
+from infinilm_babysitter.registry_client import Answer, RegistryClient
 from rig.processes import free_port, wait_until
 
 
@@ -149,3 +153,36 @@ def test_a_refused_engine_does_not_keep_the_babysitter_from_its_registration(
     babysat.program.wait_for_line("registration of test-server refused: metadata too large")
     beat = f"/services/{babysat.name}/heartbeat"
     wait_until(lambda: len(registry.seen("POST", beat)) >= 2, what="own heartbeats")
+
+
+class Unforeseen(RegistryClient):
+    """Raises what nobody has thought of, `times` times; then all is well."""
+
+    def __init__(self, times: int) -> None:
+        self._urls = ["http://registry"]
+        self._times = times
+        self.well = asyncio.Event()
+
+    async def call(self, *_: object, **__: object) -> Answer:
+        if self._times:
+            self._times -= 1
+            raise RuntimeError("boom")
+        self.well.set()
+        return Answer(200, {})
+
+
+def test_r03_no_fault_of_ours_ends_the_registration() -> None:
+    raw = {"port": 1, "backend": {"type": "mock", "models": ["m"]}}
+    config = check_config({**raw, "babysitter": {"heartbeat_interval": 0.05}}, file="test")
+
+    async def story() -> None:
+        client = Unforeseen(times=2)
+        registrar = Registrar(config, client, "life")
+        registrar.start()
+        await registrar.flush(5)
+        assert "boom" in registrar.problem
+        async with asyncio.timeout(5):
+            await client.well.wait()
+        await registrar.close(5)
+
+    asyncio.run(story())

@@ -2,8 +2,8 @@
 
 import signal
 import socket
+import threading
 import time
-from typing import Any
 
 import pytest
 
@@ -81,6 +81,16 @@ def test_a_router_that_is_not_there_is_not_waited_for(babysit, registry) -> None
     assert babysat.program.stop() == 0
 
 
+def test_a_router_whose_answer_makes_no_sense_keeps_nobody_from_stopping(
+    babysit, registry, router, monkeypatch
+) -> None:
+    babysat = babysit(registry_url=registry.url, router_url=router.url)
+    wait_until(lambda: registry.status(babysat.engine_name) == "running")
+    monkeypatch.setattr(router, "answer", lambda *_: (200, b"[" * 100_000))
+    assert babysat.program.stop() == 0
+    assert len(babysat.journal("sigterm")) == 1
+
+
 def test_an_engine_that_is_still_loading_is_stopped_without_waiting(babysit, registry) -> None:
     limits = {"drain_settle": 3600}
     babysat = babysit(registry_url=registry.url, switches={"loading": ""}, babysitter=limits)
@@ -98,21 +108,55 @@ def test_other_signals_stop_as_well(babysit, registry, number: signal.Signals) -
     assert registry.services == {}
 
 
-def test_a_goodbye_that_is_refused_once_is_said_again(
-    babysit, registry, monkeypatch: pytest.MonkeyPatch
+def answer_first_goodbyes(registry, monkeypatch, status: int, count: int) -> None:
+    """The registry answers so many DELETEs with `status`, and does nothing."""
+    answer, left = registry.answer, [None] * count
+
+    def refuse(method: str, path: str, body: dict) -> tuple[int, object]:
+        if method == "DELETE" and left:
+            left.pop()
+            return status, {"error": "not now"}
+        return answer(method, path, body)
+
+    monkeypatch.setattr(registry, "answer", refuse)
+
+
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_goodbye_that_the_registry_cannot_take_now_is_said_again(
+    babysit, registry, monkeypatch, status: int
 ) -> None:
-    answer, refused = registry.answer, []
-
-    def as_while_etcd_elects(method: str, path: str, body: dict[str, Any]) -> tuple[int, object]:
-        if method == "DELETE" and not refused:
-            refused.append(path)
-            return 503, {"error": "The store is down"}
-        told: tuple[int, object] = answer(method, path, body)
-        return told
-
-    monkeypatch.setattr(registry, "answer", as_while_etcd_elects)
     babysat = babysit(registry_url=registry.url)
-    wait_until(lambda: registry.status(babysat.engine_name) == "running", what="registered")
+    wait_until(lambda: registry.status(babysat.engine_name) == "running")
+    answer_first_goodbyes(registry, monkeypatch, status, count=3)
     assert babysat.program.stop() == 0
-    assert len(refused) == 1
     assert registry.services == {}
+
+
+@pytest.mark.parametrize("status", [401, 403, 409])
+def test_a_goodbye_that_is_not_ours_to_say_is_said_once_and_reported(
+    babysit, registry, monkeypatch, status: int
+) -> None:
+    babysat = babysit(registry_url=registry.url)
+    wait_until(lambda: registry.status(babysat.engine_name) == "running")
+    answer_first_goodbyes(registry, monkeypatch, status, count=1000)
+    assert babysat.program.stop() == 0
+    for name in (babysat.name, babysat.engine_name):
+        babysat.program.wait_for_line(f"not unregistered name={name} reason='not now'")
+        assert len(registry.seen("DELETE", f"/services/{name}")) == 1
+    assert " unregistered " not in babysat.program.output.replace("not unregistered", "")
+
+
+def test_when_one_registry_hangs_the_next_one_hears_the_goodbye(
+    babysit, registry, monkeypatch
+) -> None:
+    second, released = type(registry)(), threading.Event()
+    second.services = registry.services  # one store behind both
+    try:
+        babysat = babysit(registry_url=f"{registry.url},{second.url}")
+        wait_until(lambda: registry.status(babysat.engine_name) == "running")
+        monkeypatch.setattr(registry, "answer", lambda *_: (released.wait(60), (503, {}))[1])
+        assert babysat.program.stop() == 0
+        assert second.services == {}
+    finally:
+        released.set()
+        second.close()

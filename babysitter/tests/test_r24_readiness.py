@@ -1,7 +1,6 @@
 """R24: "registered" means "answers for that model"."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -180,18 +179,3 @@ def test_an_engine_on_every_address_is_reached_where_ipv6_has_no_loopback(
 def test_an_engine_on_every_address_is_reached_where_ipv6_has_one(babysit) -> None:
     babysat = babysit(engine=("--host", "::"))
     babysat.wait_for_state("ready")
-
-
-def test_an_engine_that_cannot_be_looked_at_is_left_alone(babysit) -> None:
-    """The babysitter has no descriptor left, since many clients hold connections to it."""
-    babysat = babysit()
-    babysat.wait_for_state("ready")
-    pid = babysat.program.pid
-    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    assert soft == hard, "it takes as many as it may"
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, hard))
-    babysat.program.wait_for_line("cannot note the engine's processes")  # after many looks
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
-    babysat.wait_for_state("ready")
-    assert len(babysat.journal("start")) == 1
-    assert babysat.program.stop() == 0

@@ -87,7 +87,7 @@ class ListCache:
         revision = watch.revision
         entries, marks = table.entries(), store_marks(members)
         self._drop_outdated(table.version)
-        key = (query.status, query.healthy, *marks.values())
+        key = (query.status, query.healthy, revision, *marks.values())
         if key not in self._texts:
             services = [entry.as_json() for entry in entries if query.takes(entry)]
             body = {

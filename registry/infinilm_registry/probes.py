@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +21,6 @@ from infinilm_registry.table import ServiceTable
 _AT_ONCE = 64
 _JITTER = (0.9, 1.1)
 _NOT_SERVED = (404, 405, 501)
-# The second: broken off in the handshake. Before that, an end of the connection is a refusal.
-_TLS_FAULTS = (ssl.SSLError, ConnectionResetError)
 _STALE_SECONDS = 5.0  # between two probes of a stale service: what they say settles its case
 _RESOLVE_SECONDS = 5.0
 
@@ -174,6 +171,8 @@ class Prober:
                 status = response.status
         except TimeoutError:
             return ProbeResult.SILENT
+        except aiohttp.ClientSSLError:
+            return ProbeResult.BAD  # something answers there, and it is no TLS that we trust
         except aiohttp.ClientConnectorError as error:
             return _unconnected(error.os_error)
         except (aiohttp.ClientError, ValueError):
@@ -184,9 +183,8 @@ class Prober:
 
 
 def _unconnected(error: OSError) -> ProbeResult:
-    """What it says that there is no connection, or none with TLS that we trust."""
     if isinstance(error, ConnectionRefusedError):
         return ProbeResult.REFUSED
-    if isinstance(error, _TLS_FAULTS):
-        return ProbeResult.BAD  # something took the connection
+    if isinstance(error, ConnectionResetError):
+        return ProbeResult.BAD  # it took the connection, and broke it off before TLS stood
     return ProbeResult.SILENT

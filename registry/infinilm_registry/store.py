@@ -330,11 +330,10 @@ def _lock(path: Path) -> IO[str]:
         file = Path(f"{path}.lock").open("a+", encoding="utf-8")  # noqa: SIM115 - held until close
     except OSError as error:
         raise StoreUnusableError(f"the store {path} cannot be made: {error}") from None
-    try:
+    with contextlib.ExitStack() as at_failure:
+        at_failure.callback(file.close)
         _wait_for_lock(file, path)
-    except BaseException:
-        file.close()
-        raise
+        at_failure.pop_all()
     return file
 
 

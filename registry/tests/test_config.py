@@ -125,6 +125,11 @@ def test_check_config_prints_the_effective_settings_and_no_secret(run: Programs)
     assert "hush" not in program.output
 
 
+def test_a_number_of_any_length_is_judged(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.json", {"registry": {"health_interval": 10**400}})
+    assert faults_of(["--config", file]) == {(file, "registry.health_interval")}
+
+
 @pytest.mark.parametrize("token", ["secret ", "secret\n", "two words", "sécret", "секрет"])
 def test_a_token_that_no_header_can_carry_is_a_fault_and_is_not_shown(
     token: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -1,19 +1,17 @@
 """Two memberships in one process, on one real member of etcd."""
 
 import asyncio
-import json
 from collections.abc import Callable
 
 import pytest
 
 from infinilm_registry import commands
-from infinilm_registry.entry import Entry, LeaseTerms, Liveness
+from infinilm_registry.entry import LeaseTerms, Liveness
 from infinilm_registry.errors import (
     NotRegisteredError,
     RegistryFullError,
 )
 from infinilm_registry.etcd.place import Place
-from infinilm_registry.listing import ListCache, ListQuery
 from infinilm_registry.service import Service
 from rig.etcd_cluster import text
 from rig.etcd_views import Play, World, until
@@ -105,6 +103,23 @@ def test_a_heartbeat_anywhere_keeps_a_service_alive_everywhere(
     play(scenario)
 
 
+def test_services_that_are_gone_are_forgotten(play: Play, service: MakeService) -> None:
+    async def scenario(world: World) -> None:
+        view = await world.view()
+        await view.register(service())
+        view.table.renew("engine")
+        for number in range(1000):  # as Pods that each have a name of their own
+            name = f"pod-{number}"
+            view.table.publish({name: service(name)})
+            view.table.renew(name)
+            view.table.publish({name: None})
+        heard = view.members._leases._heard
+        assert "engine" in heard
+        assert len(heard) < 100
+
+    play(scenario)
+
+
 def test_clean_up_spares_who_was_heard_elsewhere(play: Play, service: MakeService) -> None:
     async def scenario(world: World) -> None:
         east, west = await world.view(), await world.view()
@@ -138,42 +153,5 @@ def test_garbage_in_etcd_is_left_out_and_can_be_replaced(
         assert view.names == ["engine"]
         await asyncio.to_thread(world.etcd.call, "/kv/put", **put)
         await until(lambda: view.names == [], "left out again")
-
-    play(scenario)
-
-
-def test_services_that_have_gone_are_not_remembered(play: Play, service: MakeService) -> None:
-    async def scenario(world: World) -> None:
-        view = await world.view()
-        for number in range(120):
-            await view.register(service(f"pod-{number}"))
-            view.table.renew(f"pod-{number}")
-            await view.remove(f"pod-{number}")
-        assert len(view.members._leases._heard) < 100
-
-    play(scenario)
-
-
-def test_a_list_is_never_older_than_its_number(play: Play, service: MakeService) -> None:
-    """A lease runs out while the list is written: whoever has this list is woken for that."""
-
-    async def scenario(world: World) -> None:
-        now = 0.0
-        view = await world.view()
-        view.table._clock = lambda: now
-
-        class Slow(ListQuery):
-            def takes(self, entry: Entry) -> bool:
-                nonlocal now
-                now = 1000.0
-                return super().takes(entry)
-
-        await view.register(service("engine"))
-        view.table.renew("engine")
-        text = ListCache().text(Slow(None, None, None, 0), view.table, view.watch, view.members)
-        listed = json.loads(text)
-        assert [each["is_healthy"] for each in listed["services"]] == [True]
-        view.table.refresh()
-        assert view.watch.revision != listed["revision"]
 
     play(scenario)

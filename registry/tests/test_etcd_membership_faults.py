@@ -22,7 +22,7 @@ from rig.farm import Farm
 
 MakeService = Callable[..., Service]
 TXN, WATCH = "/v3/kv/txn", "/v3/watch"
-GRANT, RANGE = "/v3/lease/grant", "/v3/kv/range"
+GRANT, REVOKE, RANGE = "/v3/lease/grant", "/v3/lease/revoke", "/v3/kv/range"
 
 
 @pytest.fixture
@@ -108,21 +108,66 @@ def test_a_registration_that_arrives_when_it_has_been_removed_does_not_come_back
     play(scenario)
 
 
+@pytest.mark.parametrize("revoking", [False, True])
 def test_a_registration_whose_sender_left_does_not_come_back(
-    play: Play, service: MakeService, proxy: EtcdProxy, fakes: Farm
+    play: Play, service: MakeService, proxy: EtcdProxy, fakes: Farm, revoking: bool
 ) -> None:
     async def scenario(world: World) -> None:
         view, other = await world.view(proxy.port), await world.view()
+        view.members._client._seconds = 1.0
         proxy.faults.hold = TXN
         registering = asyncio.create_task(view.register(service()))
         await until(lambda: proxy.held == 1, "held")
+        if revoking:  # it leaves when the answer was waited for in vain
+            proxy.faults.hold = REVOKE
+            await until(lambda: proxy.held == 2, "held as well")
+            proxy.faults.hold = ""
         registering.cancel()
-        await until(lambda: proxy.passed.get("/v3/lease/revoke"), "its lease is revoked")
+        await until(lambda: proxy.passed.get(REVOKE), "its lease is revoked")
         passed = proxy.passed.get(TXN, 0)
         await asyncio.to_thread(fakes.call, proxy.release())
         await until(lambda: proxy.passed.get(TXN, 0) > passed, "the old request has arrived")
         await other.register(service("after"))
         assert world.stored() == {"after"}
+
+    play(scenario)
+
+
+def test_a_registration_that_was_made_although_its_sender_left_lives_by_its_heartbeats(
+    play: Play, service: MakeService, proxy: EtcdProxy
+) -> None:
+    async def scenario(world: World) -> None:
+        view = await world.view(proxy.port)
+        proxy.faults.unanswered = TXN
+        registering = asyncio.create_task(view.register(service()))
+        lease_of = view.members.picture.lease_of
+        await until(lambda: lease_of("engine"), "it was made")
+        registering.cancel()
+        await until(lambda: view.names and not lease_of("engine"), "its lease is revoked")
+        proxy.faults.unanswered = ""
+        view.table.renew("engine")
+        await until(lambda: lease_of("engine"), "another lease")
+
+    play(scenario)
+
+
+def test_a_service_whose_sender_left_while_it_registered_again_keeps_its_lease(
+    play: Play, service: MakeService, proxy: EtcdProxy
+) -> None:
+    async def scenario(world: World) -> None:
+        view = await world.view(proxy.port)
+        await view.register(service())
+        lease_of = view.members.picture.lease_of
+        first = lease_of("engine")
+        proxy.faults.unanswered = TXN
+        registering = asyncio.create_task(view.register(service()))
+        await until(lambda: lease_of("engine") != first, "it was made")
+        second = lease_of("engine")
+        registering.cancel()
+        proxy.faults.unanswered = ""
+        await view.register(service("later"))
+        assert REVOKE not in proxy.passed
+        assert lease_of("engine") == second
 
     play(scenario)
 
@@ -143,6 +188,23 @@ def test_a_lost_event_is_repaired_by_the_next_whole_read(
         assert deaf.watch.revision != wrong
         # A connection may be dead and show no end: the watch that did not tell is given up.
         await until(lambda: proxy.passed[WATCH] == 2, "another watch")
+
+    play(scenario)
+
+
+def test_a_watch_that_a_whole_read_has_overtaken_is_kept(
+    play: Play, service: MakeService, proxy: EtcdProxy
+) -> None:
+    async def scenario(world: World) -> None:
+        east = await world.view()
+        west = await world.view(proxy.port, pace=replace(CALM, compare=0.5, answer=30))
+        await lose_a_registration(world, proxy, east, service("e0"))
+        await until(lambda: west.names == ["e0"], "read before it is told")
+        await east.register(service("e1"))
+        await until(lambda: west.names == ["e0", "e1"], "the watch tells")
+        await lose_a_registration(world, proxy, east, service("e2"))
+        await until(lambda: west.names == ["e0", "e1", "e2"], "the next whole read")
+        assert proxy.passed[WATCH] == 1
 
     play(scenario)
 

@@ -1,10 +1,13 @@
 """Probes against real HTTP servers on loopback."""
 
 import asyncio
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -237,17 +240,34 @@ def test_a_probe_tells_refusal_from_silence_and_from_a_bad_answer(
     assert asyncio.run(probe()) is expected
 
 
-def test_a_service_that_answers_without_the_tls_that_was_asked_for_is_not_silent(
-    engine: Any, service: Any
+@pytest.fixture
+def own_certificate(tmp_path: Path) -> ssl.SSLContext:
+    """TLS with a certificate that nobody trusts."""
+    files = ("-keyout", tmp_path / "key.pem", "-out", tmp_path / "certificate.pem")
+    make = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1")
+    subprocess.run([*make, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    return context
+
+
+@pytest.mark.parametrize("fault", ["unknown certificate", "no TLS", "broken off"])
+def test_where_tls_does_not_come_about_something_lives(
+    service: Any, own_certificate: ssl.SSLContext, fault: str
 ) -> None:
-    server = engine({"/health": 200})  # it speaks plain HTTP
+    def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if fault == "no TLS":
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
 
     async def probe() -> ProbeResult:
-        prober = Prober(ServiceTable(LeaseTerms(), Watch(0)), ProbeSettings(3600, 5))
-        url = f"https://127.0.0.1:{server.port}"
-        try:
-            return await prober.probe_now(service(port=server.port, url=url))
-        finally:
-            await prober.close()
+        context = own_certificate if fault == "unknown certificate" else None
+        prober = Prober(ServiceTable(LeaseTerms(), Watch(0)), ProbeSettings(3600, 20))
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as server:
+            port = server.sockets[0].getsockname()[1]
+            try:
+                return await prober.probe_now(service(port=port, url=f"https://127.0.0.1:{port}"))
+            finally:
+                await prober.close()
 
     assert asyncio.run(probe()) is ProbeResult.BAD

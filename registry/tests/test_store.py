@@ -199,6 +199,22 @@ def test_r27_a_flipped_bit_in_a_record_costs_only_that_record(
     assert len(kept_aside(path)) == 1
 
 
+def test_r27_the_log_of_a_file_that_was_removed_is_not_taken_for_that_of_the_new_one(
+    path: Path, service: MakeService, opened: Callable[..., SqliteStore]
+) -> None:
+    services = filled(path, service)
+    more = {f"more{n}": service(f"more{n}", metadata={"x": "y" * 2000}) for n in range(20)}
+    first = opened(path)
+    first.open()
+    first.write(more)  # the log leads to pages that only the file has
+    path.unlink()
+    first.write({"e0": None})
+    first.close()
+    second = opened(path)
+    assert {one.name for one in second.open()} == (services.keys() | more.keys()) - {"e0"}
+    assert second.degraded_reason is None
+
+
 class FailingConnection(sqlite3.Connection):
     """A disk that breaks when the test says so."""
 

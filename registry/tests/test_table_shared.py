@@ -1,12 +1,24 @@
 """The table where several registries share a store: what others hear, and what nobody hears."""
 
+import asyncio
+import itertools
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
 
 from infinilm_registry.entry import LeaseTerms, Liveness, ProbeResult
+from infinilm_registry.etcd.picture import Picture, encode
+from infinilm_registry.etcd.place import Place
+from infinilm_registry.etcd.revision import SharedWatch
+from infinilm_registry.etcd.wire import KeyValue
+from infinilm_registry.handlers import Handlers
+from infinilm_registry.membership import LocalMembership
+from infinilm_registry.metrics import CallCounts
 from infinilm_registry.service import Service
+from infinilm_registry.store import MemoryStore
 from infinilm_registry.table import ServiceTable
 from infinilm_registry.watch import Watch
 
@@ -164,3 +176,35 @@ def test_signs_of_life_that_reach_us_are_told(world: World) -> None:
     assert told == []
     world.table.renew(name)
     assert told == [name]
+
+
+@pytest.mark.parametrize("phase", range(10))
+def test_a_list_is_never_older_than_its_number(service: Callable[..., Service], phase: int) -> None:
+    """A second passes at each look at the clock: leases run out while lists are being made."""
+    clock, place, watch = itertools.count().__next__, Place(("",)), SharedWatch()
+    table = ServiceTable(LeaseTerms(), watch, clock)
+    picture = Picture(place, table, ())
+    watch.follow(picture)
+    intervals = (10, 11, 12, 20, 21, 22, 40)  # some run out shortly after another one, one alone
+    services = [service(f"e{n}", heartbeat_interval=each) for n, each in enumerate(intervals)]
+    keys = [KeyValue(place.service_key(one.name), encode(one), 5, 5) for one in services]
+    picture.take_all(keys, 5, 0)
+    members: Any = LocalMembership(table, MemoryStore())
+    nobody: Any = None
+    handlers = Handlers(table, watch, members, nobody, (), 10, CallCounts())
+    for _ in range(phase):
+        clock()
+    lists = []
+    for _ in range(100):
+        watch.advance()  # as after any change: the number is counted anew when it is asked for
+        request = make_mocked_request("GET", "/services")
+        answer: Any = asyncio.run(handlers.list_services(request))
+        body, tag = json.loads(answer.text), int(answer.headers["ETag"][3:-1])
+        lists.append([(each["is_healthy"], each["stale"]) for each in body["services"]])
+        now, present = watch.revision, table._entries.values()
+        if now in (tag, body["revision"]):
+            assert lists[-1] == [(e.is_healthy, e.liveness is Liveness.STALE) for e in present]
+        if now == tag:
+            assert body["revision"] == tag, "no number of a list that was made before"
+    assert lists[0] != lists[-1]
+    assert body["revision"] == tag == watch.revision

@@ -84,7 +84,9 @@ def test_r34_a_health_url_on_another_host_is_refused(url: object, body: Body) ->
     assert set(faults_of(parse_registration, wrong, ())) == {"metadata.health_url"}
 
 
-@pytest.mark.parametrize("weight", [float("nan"), float("inf"), 10**400, "1", True, -0.5])
+@pytest.mark.parametrize(
+    "weight", [float("nan"), float("inf"), "1", True, -0.5, pytest.param(10**400, id="long")]
+)
 def test_a_weight_that_is_no_share_is_refused(weight: object, body: Body) -> None:
     assert "weight" in faults_of(parse_registration, body(weight=weight), ())
 

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from rig.etcd_cluster import Cluster
+from rig.etcd_proxy import WATCH
+from rig.farm import farm
 from rig.fleet import Fleet, etcd_registry
 from rig.load_client import Outcome
 from rig.processes import Programs, wait_until
@@ -151,3 +154,26 @@ def test_r31_a_babysitter_goes_on_at_the_next_registry_without_registering_anew(
     assert (after["generation"], after["is_healthy"]) == (before["generation"], True)
     stop_all([sitter])
     wait_until(lambda: set(fleet.listed(1)) == {"e0", "e1", "e2"}, 5, "unregistered everywhere")
+
+
+@pytest.mark.parametrize("networks", ["", "127.0.0.0/8"])
+def test_r31_a_registry_that_has_not_heard_of_a_service_yet_moves_it(
+    run: Programs, etcd: Cluster, fleet: Fleet, networks: str
+) -> None:
+    with farm() as fakes:
+        proxy = fakes.etcd_proxy(etcd.members[0].port)
+        store = f"etcd://127.0.0.1:{proxy.port}"
+        url = etcd_registry(run, store, "--allowed-networks", networks).wait_listening()
+        wait_until(lambda: proxy.passed.get(WATCH), what="it watches")
+        proxy.faults.lost_key = "/infinilm/default/services/moves"
+        assert fleet.register("moves", 1001).status_code == 201
+        wait_until(lambda: proxy.lost, what="it is not told")
+        with requests.Session() as session:
+            session.trust_env = False
+            where, change = f"{url}/services/moves", {"host": "127.0.0.2", "instance_id": "moves"}
+            assert session.get(where, timeout=10).status_code == 404
+            moved = session.put(where, json=change, timeout=10)
+            unknown = session.put(f"{url}/services/unknown", json=change, timeout=10)
+    assert (moved.status_code, unknown.status_code) == (200, 404)
+    assert moved.json()["service"]["url"] == "http://127.0.0.2:1001"
+    assert fleet.call(0, "DELETE", "/services/moves").status_code == 200

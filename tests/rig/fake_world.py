@@ -82,9 +82,12 @@ class FakeWorld:
             announcer=self,
             memory=self,
             drain=self.drain,
-            port_holder=lambda: "",
+            port_holder=self.port_holder,
             clock=lambda: self.now,
         )
+
+    def port_holder(self) -> str:
+        return ""
 
     async def measure(self, _model: str) -> Measured:
         return Measured()

@@ -102,11 +102,11 @@ def _call(number: int) -> Any:
     return chat_call(stream=number % 2 == 0, max_tokens=5)
 
 
-def etcd_registry(run: Programs, store: str) -> Program:
+def etcd_registry(run: Programs, store: str, *more: str) -> Program:
     """A registry on that etcd; it does not probe, so that only heartbeats count."""
     flags = ("--host", "127.0.0.1", "--port", "0", "--store", store)
     quick = ("--write-rate", "100000", "--write-burst", "100000", "--health-interval", "3600")
-    return run.python("registry/service_registry.py", *flags, *quick)
+    return run.python("registry/service_registry.py", *flags, *quick, *more)
 
 
 def registration(name: str, port: int, **changes: Any) -> dict[str, Any]:

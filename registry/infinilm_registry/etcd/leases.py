@@ -16,7 +16,7 @@ from infinilm_registry.service import Service
 
 LOG = logging.getLogger(__name__)
 _AT_ONCE = 16
-_SPARE_NAMES = 50  # of gone services, beside as many as there are: then they are forgotten
+_SPARE_NAMES = 50  # names of gone services that are kept, beside one for each that is there
 
 
 class LeaseKeeper:
