@@ -1,5 +1,6 @@
 """`GET /metrics`: counters and gauges in Prometheus' text format (docs/METRICS.md)."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from infinilm_router.handlers.context import Context, LocalAnswer
@@ -126,8 +127,11 @@ def _add_engines(ctx: Context, out: Exposition) -> None:
 
 def _add_queues(ctx: Context, out: Exposition) -> None:
     """What waits for any model is `other`, as in the counts of requests."""
-    waiting = [({"model": model or OTHER}, count) for model, count in ctx.room.lengths()]
-    out.add(f"{PREFIX}queued", "gauge", "Requests that wait for an engine now.", waiting)
+    waiting: Counter[str] = Counter()
+    for model, count in ctx.room.lengths():
+        waiting[model or OTHER] += count  # a model may have that very name
+    samples = [({"model": model}, count) for model, count in sorted(waiting.items())]
+    out.add(f"{PREFIX}queued", "gauge", "Requests that wait for an engine now.", samples)
 
 
 def _add_router(ctx: Context, out: Exposition) -> None:

@@ -14,7 +14,7 @@ from infinilm_router.proxy.bodies import BodyReader, UntilClose, response_body
 from infinilm_router.proxy.deadlines import set_deadline
 from infinilm_router.proxy.heads import MAX_RESPONSE_HEAD, Broken, RequestHead, ResponseHead
 from infinilm_router.proxy.pool import UpstreamConnection
-from infinilm_router.proxy.relay import JOIN_UP_TO, Relay
+from infinilm_router.proxy.relay import JOIN_UP_TO, Relay, has_content
 from infinilm_router.router.engine import EngineLoad, Outcome
 from infinilm_router.router.load import InFlight
 from infinilm_router.router.queue import Answer, Place, Ticket
@@ -29,7 +29,6 @@ MAX_ATTEMPTS: Final = 2
 RETRY_JITTER: Final = 0.025  # seconds; spreads the retries of a burst
 NO_REQUEST: Final = Request()
 RETRY_ON_RESET: Final = "reset-before-headers"
-COMMENT: Final = b":"  # so begins what an engine sends while it still reads the prompt
 
 
 class Exchange:
@@ -252,7 +251,7 @@ class Exchange:
         reader = self.reader
         assert reader is not None
         payload, rest = reader.feed(data) if data else (b"", b"")
-        if self._content_awaited and payload and not payload.startswith(COMMENT):
+        if self._content_awaited and has_content(payload):
             assert self._in_flight is not None
             self._content_awaited = False
             self._in_flight.first_byte(self.last_activity)

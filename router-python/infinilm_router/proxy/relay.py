@@ -178,3 +178,9 @@ class Relay:
             return
         self._client.write(*self._framed(event))
         self._client.end_after_writes()
+
+
+def has_content(payload: bytes) -> bool:
+    """Whether there is more in it than comments: those an engine may send while it still reads."""
+    lines = payload.split(b"\n")
+    return any(line not in (b"", b"\r") and not line.startswith(b":") for line in lines)

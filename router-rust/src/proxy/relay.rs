@@ -261,3 +261,10 @@ fn shows_end(tail: &[u8]) -> bool {
     };
     memmem::find(tail, b"[DONE]").is_some() || memmem::find_iter(tail, REASON).any(is_text)
 }
+
+/// Whether there is more in it than comments: those an engine may send while it still reads.
+pub fn has_content(payload: &[u8]) -> bool {
+    payload
+        .split(|&byte| byte == b'\n')
+        .any(|line| !matches!(line, [] | [b'\r'] | [b':', ..]))
+}

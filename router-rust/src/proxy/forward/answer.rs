@@ -12,13 +12,11 @@ use crate::proxy::heads::{
     Broken, MALFORMED, MAX_RESPONSE_HEAD, ResponseHead, parse_response_head,
 };
 use crate::proxy::pool::UpstreamConnection;
+use crate::proxy::relay::has_content;
 use crate::router::engine::Outcome;
 use crate::router::load::InFlight;
 use crate::router::selection::Choice;
 use crate::utils::errors::Code;
-
-/// So begins what an engine sends while it still reads the prompt.
-const COMMENT: u8 = b':';
 
 impl Exchange<'_> {
     /// Bytes from the engine: the head first, then the body. Some = the answer is complete.
@@ -104,11 +102,7 @@ impl Exchange<'_> {
         };
         let fed = answer.reader.feed(data);
         let done = answer.reader.is_done() && fed.fault.is_none();
-        if self.content_awaited
-            && data[fed.payload.clone()]
-                .first()
-                .is_some_and(|&b| b != COMMENT)
-        {
+        if self.content_awaited && has_content(&data[fed.payload.clone()]) {
             self.content_awaited = false;
             in_flight.first_byte(self.last_activity);
         }
