@@ -25,6 +25,7 @@ ROUTER_HANDOVER=${ROUTER_HANDOVER:-}              # Unix socket for --replace, n
 ROUTER_WAIT_TIMEOUT=${ROUTER_WAIT_TIMEOUT:-60}
 
 build_rust_router() { # TARGET: cargo itself sees whether there is anything to do
+  unset CARGO_BUILD_TARGET  # it is to run here, and cargo would put it into a folder of that name
   cd -- "$CRATE" && CARGO_TERM_COLOR=never cargo build --release --locked --target-dir "$1"
 }
 
@@ -148,8 +149,10 @@ flags --config "$ROUTER_CONFIG" --host "$ROUTER_HOST" --router-port "$ROUTER_POR
   --registry-sync-interval "$REGISTRY_SYNC_INTERVAL" \
   --service-removal-grace-period "$SERVICE_REMOVAL_GRACE_PERIOD" --state-dir "$ROUTER_STATE_DIR" --handover "$ROUTER_HANDOVER"
 PROGRAM+=("${FLAGS[@]}" "${ARGUMENTS[@]}")
-inspect router  # choosing a program may have taken minutes
-if [[ $STATE == running ]]; then
+inspect router  # choosing a program may have taken minutes: another launch may have been quicker
+if [[ $STATE == running && $REPLACE != true ]]; then
+  keep_running
+elif [[ $STATE == running ]]; then
   replace router "$ROUTER_WAIT_TIMEOUT" "${PROGRAM[@]}" --take-over
 else
   launch router "$ROUTER_WAIT_TIMEOUT" "${PROGRAM[@]}"

@@ -59,6 +59,7 @@ run_with_progress() ( # NAME TITLE OUTPUT COMMAND...: false, and the end of OUTP
   name=$1 title=$2 output=$3 begun=$SECONDS said=$SECONDS
   set -m  # a process group of its own, which ends as a whole when the script is interrupted
   "${@:4}" >"$output" 2>&1 </dev/null & job=$!
+  set +m  # else each command below would have the terminal to itself, and Ctrl-C would end that one alone
   trap 'kill -- "-$job"' EXIT
   while kill -0 "$job" 2>/dev/null; do
     if ((SECONDS - said >= SAY_EVERY)); then
