@@ -8,6 +8,7 @@
 #   launch_id=2c3d-...      is in the environment of the whole process tree (INFINILM_LAUNCH_ID)
 #   log_offset=0            where this process's part of the log begins
 #   log=/.../NAME_YYMMDDhhmm.log
+#   url=http://...          where it answers, once it was ready
 # Pid files are written and removed under a lock on LOG_DIR, which the service does not inherit.
 
 ROOT=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
@@ -17,6 +18,7 @@ STOP_TIMEOUT=${STOP_TIMEOUT:-150}  # seconds: the 120 s that a router or babysit
 TREE_TIMEOUT=${TREE_TIMEOUT:-15}   # seconds that an engine's last process may outlive its babysitter
 SAY_EVERY=4                        # seconds: no wait is silent for longer
 declare -A RECORD=()               # the pid file read last
+HTTP_BODY=''                       # the last answer's
 STATE=none                         # of that service: none, running, gone, stranger or unknown
 
 say() { printf '%s\n' "$*"; }
@@ -199,7 +201,7 @@ inspect() { # NAME: read its pid file into RECORD and set STATE
   local key value file=$LOG_DIR/$1.pid
   STATE=none
   [[ -e $file ]] || return 0
-  RECORD=([pid]='' [start_time]='' [boot_id]='' [launch_id]='' [log_offset]=0 [log]='')
+  RECORD=([pid]='' [start_time]='' [boot_id]='' [launch_id]='' [log_offset]=0 [log]='' [url]='')
   { read -r 'RECORD[pid]' && while IFS='=' read -r key value; do RECORD[$key]=$value; done; } <"$file" || true
   if [[ ! ${RECORD[pid]} =~ ^[0-9]+$ ]] || ! process_fields "${RECORD[pid]}"; then
     STATE=gone
@@ -249,18 +251,27 @@ flags() { # FLAG VALUE...: FLAGS becomes those pairs whose value is set
   done
 }
 
-spawn() { # NAME COMMAND...: start it in a session of its own and write its pid file; needs the lock on descriptor 9
-  local name=$1 log launch_id started_at pid
+# Its process is first a shell that writes the pid file and then becomes the service: at no moment is there a
+# service that no pid file names. It keeps the lock until then.
+spawn() { # NAME COMMAND...: start it in a session of its own, in the background; needs the lock on descriptor 9
+  local name=$1 log offset launch_id draft=$LOG_DIR/.$1.new
   log=$LOG_DIR/${name%_next}_$(date +%y%m%d%H%M).log
   launch_id=$(</proc/sys/kernel/random/uuid)
-  touch -- "$log"
-  RECORD=([log_offset]=$(stat -c %s -- "$log") [log]=$log)
-  INFINILM_LAUNCH_ID=$launch_id PYTHONUNBUFFERED=1 setsid -- "${@:2}" >>"$log" 2>&1 </dev/null 9<&- &
-  pid=$! RECORD[pid]=$!
-  started_at=$(process_fields "$pid" && say "${FIELDS[19]}") || started_at=0  # 0: it ended at once
-  printf '%s\n' "$pid" "start_time=$started_at" "boot_id=$(</proc/sys/kernel/random/boot_id)" \
-    "launch_id=$launch_id" "log_offset=${RECORD[log_offset]}" "log=$log" >"$LOG_DIR/.$name.new"
-  mv -- "$LOG_DIR/.$name.new" "$LOG_DIR/$name.pid"  # readers take no lock: they must never see half a file
+  { touch -- "$log" && offset=$(stat -c %s -- "$log"); } || die 74 "$name: not started: $log cannot be written"
+  (
+    me=$BASHPID
+    process_fields "$me"
+    fault=$(printf '%s\n' "$me" "start_time=${FIELDS[19]}" "boot_id=$(</proc/sys/kernel/random/boot_id)" \
+      "launch_id=$launch_id" "log_offset=$offset" "log=$log" 2>&1 >"$draft") ||
+      { rm -f -- "$draft"; die 74 "$name: not started: $LOG_DIR/$name.pid cannot be written: ${fault##*: }"; }
+    mv -- "$draft" "$LOG_DIR/$name.pid"  # readers take no lock: they must never see half a file
+    export INFINILM_LAUNCH_ID=$launch_id PYTHONUNBUFFERED=1
+    exec setsid -- "${@:2}" >>"$log" 2>&1 </dev/null 9<&-
+  ) &
+  exec 9<"$LOG_DIR"
+  flock 9
+  inspect "$name"
+  [[ $STATE != none && ${RECORD[launch_id]} == "$launch_id" ]] || wait "$!"
 }
 
 launch() { # NAME SECONDS COMMAND...: start it, unless it runs, and wait until it is ready
@@ -283,12 +294,25 @@ launch() { # NAME SECONDS COMMAND...: start it, unless it runs, and wait until i
 }
 
 service_url() { # the address that the service in RECORD printed, as one that can be connected to
-  local url
+  local url=${RECORD[url]}
+  [[ -z $url ]] || { say "$url"; return; }
   # No pipe: grep leaves a long log unread, and the signal that ends tail then would count as failure.
   url=$(grep -oaE -m 1 'listening on http://[^ /]+' < <(tail -c "+$((RECORD[log_offset] + 1))" -- "${RECORD[log]}" 2>/dev/null)) || return 1
   url=${url#listening on }
   url=${url/\/\/0.0.0.0:/\/\/127.0.0.1:}
   say "${url/\/\/\[::\]:/\/\/[::1]:}"
+}
+
+remember_url() { # NAME URL: of the service in RECORD, in its pid file, since its log may be truncated or deleted
+  local pid=${RECORD[pid]} draft=$LOG_DIR/.$1.new
+  [[ -z ${RECORD[url]} ]] || return 0
+  exec 9<"$LOG_DIR"
+  flock 9
+  inspect "$1"
+  if [[ $STATE == running && ${RECORD[pid]} == "$pid" ]]; then
+    if { cat -- "$LOG_DIR/$1.pid" && say "url=$2"; } 2>/dev/null >"$draft"; then mv -- "$draft" "$LOG_DIR/$1.pid"; else rm -f -- "$draft"; fi
+  fi
+  exec 9<&-
 }
 
 health_value() { # KEY DEFAULT: the text that the last health answer has there
@@ -316,6 +340,7 @@ wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, 
     fi
     sleep 0.2
   done
+  remember_url "$name" "$url" 2>/dev/null || true  # without it all works as long as the log is there
   say "$name: ready at $url (pid ${RECORD[pid]}, log ${RECORD[log]})"
 }
 
