@@ -78,6 +78,7 @@ start_services() {
 status() {
   local name url code=0
   for name in $(service_names); do
+    HTTP_BODY=''
     inspect "$name"
     if is_passing "$name"; then  # its address is the router's
       [[ $STATE != running ]] || printf '%-28s part of a replacement under way (pid %s)\n' "$name" "${RECORD[pid]}"

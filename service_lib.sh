@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The library of the launch and stop scripts: Python environment, Rust router, start, readiness, pid files, stop.
+# The library of the launch and stop scripts: Python environment, cargo, start, readiness, pid files, stop.
 #
 # A service has a name: registry, router, babysitter_mock_8100. LOG_DIR/NAME.pid says which process it is:
 #   1234                    the pid alone, for `cat`
@@ -8,6 +8,7 @@
 #   launch_id=2c3d-...      is in the environment of the whole process tree (INFINILM_LAUNCH_ID)
 #   log_offset=0            where this process's part of the log begins
 #   log=/.../NAME_YYMMDDhhmm.log
+#   url=http://...          where it answers, once it was ready
 # Pid files are written and removed under a lock on LOG_DIR, which the service does not inherit.
 
 ROOT=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
@@ -17,6 +18,7 @@ STOP_TIMEOUT=${STOP_TIMEOUT:-150}  # seconds: the 120 s that a router or babysit
 TREE_TIMEOUT=${TREE_TIMEOUT:-15}   # seconds that an engine's last process may outlive its babysitter
 SAY_EVERY=4                        # seconds: no wait is silent for longer
 declare -A RECORD=()               # the pid file read last
+HTTP_BODY=''                       # the last answer's
 STATE=none                         # of that service: none, running, gone, stranger or unknown
 
 say() { printf '%s\n' "$*"; }
@@ -55,22 +57,22 @@ find_python() {
   die 69 "Python 3.11 or newer is needed; python3 here is: $(python3 --version 2>&1 || true). Install python3.11, or set PYTHON_CMD."
 }
 
-run_with_progress() ( # NAME TITLE LOG COMMAND...: false, and the log's end is shown, if it fails
-  name=$1 title=$2 log=$3 begun=$SECONDS said=$SECONDS
+run_with_progress() ( # NAME TITLE OUTPUT COMMAND...: false, and the end of OUTPUT is shown, if it fails
+  name=$1 title=$2 output=$3 begun=$SECONDS said=$SECONDS
   set -m  # a process group of its own, which ends as a whole when the script is interrupted
-  "${@:4}" >"$log" 2>&1 </dev/null & job=$!
-  set +m  # what follows stays in the terminal's group, or Ctrl-C would not reach this script
+  "${@:4}" >"$output" 2>&1 </dev/null & job=$!
+  set +m  # else each command below would have the terminal to itself, and Ctrl-C would end that one alone
   trap 'kill -- "-$job"' EXIT
   while kill -0 "$job" 2>/dev/null; do
     if ((SECONDS - said >= SAY_EVERY)); then
       said=$SECONDS
-      line=$(tail -n 1 -- "$log")
+      line=$(tail -n 1 -- "$output")
       say "$name: $title, $((SECONDS - begun)) s: ${line:0:100}"
     fi
     sleep 0.1
   done
   trap - EXIT
-  wait "$job" || { tail -n 20 -- "$log" | sed 's/^/    /'; say "$name: $title failed; the whole output is in $log"; exit 1; } >&2
+  wait "$job" || { tail -n 20 -- "$output" | sed 's/^/    /'; say "$name: $title failed; the whole output is in $output"; exit 1; } >&2
 )
 
 make_venv() { # VENV: an environment with pip; one that works is kept
@@ -151,6 +153,7 @@ parse_launch_flags() { # ARGUMENT...
   [[ -z $IMPLEMENTATION && $ORIGIN != --implementation ]] || check_implementation "$ORIGIN" "$IMPLEMENTATION"
 }
 
+# shellcheck disable=SC2034  # launch_router.sh and run_tests.sh read NO_CARGO
 find_cargo() { # sets CARGO_VERSION; false if the crate cannot be built, and NO_CARGO is the reason
   local needed
   [[ -f $CRATE/Cargo.toml ]] || { NO_CARGO="no $CRATE"; return 1; }
@@ -159,35 +162,6 @@ find_cargo() { # sets CARGO_VERSION; false if the crate cannot be built, and NO_
   needed=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$CRATE/Cargo.toml")
   NO_CARGO="no cargo $needed (but $CARGO_VERSION)"
   printf '%s\n' "$needed" "$CARGO_VERSION" | sort -VC
-}
-
-build_rust_router() { # TARGET: cargo itself sees whether there is anything to do
-  cd -- "$CRATE" && CARGO_TERM_COLOR=never cargo build --release --locked --target-dir "$1"
-}
-
-# Sets RUST_ROUTER to a program that is up to date; false if there is none. REASON says why, either way.
-find_rust_router() {
-  local target=${CARGO_TARGET_DIR:-$CRATE/target} log=$LOG_DIR/router_build.log
-  [[ $target == /* ]] || target=$CRATE/$target
-  RUST_ROUTER=$target/release/infini-router
-  if [[ -n ${INFINILM_ROUTER_BIN:-} ]]; then
-    RUST_ROUTER=$INFINILM_ROUTER_BIN REASON="named by INFINILM_ROUTER_BIN"
-  elif find_cargo; then
-    mkdir -p -- "$LOG_DIR"
-    REASON="it could not be built, see $log"
-    run_with_progress router "building the Rust router" "$log" build_rust_router "$target" || return 1
-    REASON="built with cargo $CARGO_VERSION"
-  elif [[ -f $RUST_ROUTER ]]; then
-    REASON="built earlier, $NO_CARGO here to look for changes"
-  elif RUST_ROUTER=$(type -P infini-router); then
-    REASON="found on the PATH, $NO_CARGO to build it"
-  else
-    REASON="there is no infini-router, and $NO_CARGO to build it"
-    return 1
-  fi
-  "$RUST_ROUTER" --help >/dev/null 2>&1 && return
-  REASON="$RUST_ROUTER, $REASON, does not run"
-  return 1
 }
 
 # --- HTTP ---------------------------------------------------------------------------------------
@@ -227,7 +201,7 @@ inspect() { # NAME: read its pid file into RECORD and set STATE
   local key value file=$LOG_DIR/$1.pid
   STATE=none
   [[ -e $file ]] || return 0
-  RECORD=([pid]='' [start_time]='' [boot_id]='' [launch_id]='' [log_offset]=0 [log]='')
+  RECORD=([pid]='' [start_time]='' [boot_id]='' [launch_id]='' [log_offset]=0 [log]='' [url]='')
   { read -r 'RECORD[pid]' && while IFS='=' read -r key value; do RECORD[$key]=$value; done; } <"$file" || true
   if [[ ! ${RECORD[pid]} =~ ^[0-9]+$ ]] || ! process_fields "${RECORD[pid]}"; then
     STATE=gone
@@ -277,18 +251,27 @@ flags() { # FLAG VALUE...: FLAGS becomes those pairs whose value is set
   done
 }
 
-spawn() { # NAME COMMAND...: start it in a session of its own and write its pid file; needs the lock on descriptor 9
-  local name=$1 log launch_id started_at pid
+# Its process is first a shell that writes the pid file and then becomes the service: at no moment is there a
+# service that no pid file names. It keeps the lock until then.
+spawn() { # NAME COMMAND...: start it in a session of its own, in the background; needs the lock on descriptor 9
+  local name=$1 log offset launch_id draft=$LOG_DIR/.$1.new
   log=$LOG_DIR/${name%_next}_$(date +%y%m%d%H%M).log
   launch_id=$(</proc/sys/kernel/random/uuid)
-  touch -- "$log"
-  RECORD=([log_offset]=$(stat -c %s -- "$log") [log]=$log)
-  INFINILM_LAUNCH_ID=$launch_id PYTHONUNBUFFERED=1 setsid -- "${@:2}" >>"$log" 2>&1 </dev/null 9<&- &
-  pid=$! RECORD[pid]=$!
-  started_at=$(process_fields "$pid" && say "${FIELDS[19]}") || started_at=0  # 0: it ended at once
-  printf '%s\n' "$pid" "start_time=$started_at" "boot_id=$(</proc/sys/kernel/random/boot_id)" \
-    "launch_id=$launch_id" "log_offset=${RECORD[log_offset]}" "log=$log" >"$LOG_DIR/.$name.new"
-  mv -- "$LOG_DIR/.$name.new" "$LOG_DIR/$name.pid"  # readers take no lock: they must never see half a file
+  { touch -- "$log" && offset=$(stat -c %s -- "$log"); } || die 74 "$name: not started: $log cannot be written"
+  (
+    me=$BASHPID
+    process_fields "$me"
+    fault=$(printf '%s\n' "$me" "start_time=${FIELDS[19]}" "boot_id=$(</proc/sys/kernel/random/boot_id)" \
+      "launch_id=$launch_id" "log_offset=$offset" "log=$log" 2>&1 >"$draft") ||
+      { rm -f -- "$draft"; die 74 "$name: not started: $LOG_DIR/$name.pid cannot be written: ${fault##*: }"; }
+    mv -- "$draft" "$LOG_DIR/$name.pid"  # readers take no lock: they must never see half a file
+    export INFINILM_LAUNCH_ID=$launch_id PYTHONUNBUFFERED=1
+    exec setsid -- "${@:2}" >>"$log" 2>&1 </dev/null 9<&-
+  ) &
+  exec 9<"$LOG_DIR"
+  flock 9
+  inspect "$name"
+  [[ $STATE != none && ${RECORD[launch_id]} == "$launch_id" ]] || wait "$!"
 }
 
 launch() { # NAME SECONDS COMMAND...: start it, unless it runs, and wait until it is ready
@@ -311,7 +294,8 @@ launch() { # NAME SECONDS COMMAND...: start it, unless it runs, and wait until i
 }
 
 service_url() { # the address that the service in RECORD printed, as one that can be connected to
-  local url
+  local url=${RECORD[url]}
+  [[ -z $url ]] || { say "$url"; return; }
   # No pipe: grep leaves a long log unread, and the signal that ends tail then would count as failure.
   url=$(grep -oaE -m 1 'listening on http://[^ /]+' < <(tail -c "+$((RECORD[log_offset] + 1))" -- "${RECORD[log]}" 2>/dev/null)) || return 1
   url=${url#listening on }
@@ -319,59 +303,20 @@ service_url() { # the address that the service in RECORD printed, as one that ca
   say "${url/\/\/\[::\]:/\/\/[::1]:}"
 }
 
+remember_url() { # NAME URL: of the service in RECORD, in its pid file, since its log may be truncated or deleted
+  local pid=${RECORD[pid]} draft=$LOG_DIR/.$1.new
+  [[ -z ${RECORD[url]} ]] || return 0
+  exec 9<"$LOG_DIR"
+  flock 9
+  inspect "$1"
+  if [[ $STATE == running && ${RECORD[pid]} == "$pid" ]]; then
+    if { cat -- "$LOG_DIR/$1.pid" && say "url=$2"; } 2>/dev/null >"$draft"; then mv -- "$draft" "$LOG_DIR/$1.pid"; else rm -f -- "$draft"; fi
+  fi
+  exec 9<&-
+}
+
 health_value() { # KEY DEFAULT: the text that the last health answer has there
   if [[ $HTTP_BODY =~ \"$1\":\ ?\"(([^\"\\]|\\.)*)\" ]]; then say "${BASH_REMATCH[1]}"; else say "$2"; fi
-}
-
-# A service can have a successor, NAME_next, which takes over its port; then that one is NAME, and the other NAME_old.
-
-replace() { # NAME SECONDS COMMAND...: start a successor of NAME, which serves until that one is ready, and as before if it fails
-  local name=$1 old child part code=0
-  exec 9<"$LOG_DIR"
-  flock 9
-  inspect "$name"
-  old=${RECORD[pid]}
-  for part in "$1_next" "$1_old"; do
-    inspect "$part"
-    [[ $STATE != running ]] || die 1 "$name: pid ${RECORD[pid]} ($part) is not done with the last replacement yet: wait until it is, or stop all with ./stop_$name.sh."
-  done
-  spawn "$1_next" "${@:3}"
-  child=$!
-  exec 9<&-
-  wait_ready "$1_next" "$2" "$child" || code=$?
-  settle "$name"
-  if ((code)); then
-    not_replaced "$name" "$old" >&2
-    return "$code"
-  fi
-  inspect "$1_old"
-  say "$name: pid ${RECORD[pid]} takes no new connections and ends what it has begun"
-  await_end "$1_old" "$STOP_TIMEOUT" "${RECORD[pid]}" "${RECORD[start_time]}" || { say "$name: pid ${RECORD[pid]} still runs after $STOP_TIMEOUT s" >&2; return 1; }
-  forget "$1_old" "${RECORD[pid]}"
-  say "$name: replaced"
-}
-
-not_replaced() { # NAME PID: end the successor that did not get ready, and say what serves
-  inspect "$1"
-  [[ ${RECORD[pid]} == "$2" ]] || return 0  # it took over all the same, and wait_ready said what is wrong with it
-  [[ ! -e $LOG_DIR/$1_next.pid ]] || stop_service "$1_next"
-  inspect "$1"
-  if [[ $STATE == running ]]; then
-    say "$1: not replaced; pid $2 serves as before"
-  else
-    say "$1: not replaced, and pid $2 has ended meanwhile: start one without --replace"
-  fi
-}
-
-settle() { # NAME: if its successor serves, the pid files say so from now on
-  exec 9<"$LOG_DIR"
-  flock 9
-  inspect "$1_next"
-  if [[ $STATE == running ]] && service_url >/dev/null; then
-    [[ ! -e $LOG_DIR/$1.pid ]] || ln -f -- "$LOG_DIR/$1.pid" "$LOG_DIR/$1_old.pid"
-    mv -f -- "$LOG_DIR/$1_next.pid" "$LOG_DIR/$1.pid"  # at no moment is there no pid file
-  fi
-  exec 9<&-
 }
 
 wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, with the end of the log
@@ -395,6 +340,7 @@ wait_ready() { # NAME SECONDS [CHILD]: until /health answers 2xx; else say why, 
     fi
     sleep 0.2
   done
+  remember_url "$name" "$url" 2>/dev/null || true  # without it all works as long as the log is there
   say "$name: ready at $url (pid ${RECORD[pid]}, log ${RECORD[log]})"
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from rig.bare_machine import configure
 from rig.processes import ROOT
 from rig.routers import router_argv, router_names
 
@@ -204,3 +205,13 @@ def tree(make_tree: object) -> Tree:
     assert callable(make_tree)
     made: Tree = make_tree()
     return made
+
+
+@pytest.fixture
+def bare(tree: Tree) -> Tree:
+    """A tree on a machine without cargo and without a built router; no port of it is fixed."""
+    for variable in ("INFINILM_ROUTER_BIN", "ROUTER_IMPLEMENTATION"):
+        tree.env.pop(variable, None)
+    tree.env.update(PATH=tree.system_path(), ROUTER_PORT="0", ROUTER_REGISTRY_URL="http://[::1]:9")
+    configure(tree, implementation=None)
+    return tree

@@ -1,113 +1,33 @@
 """Which of the two routers the scripts start, and what they say about it."""
 
-import contextlib
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
 import venv
-from pathlib import Path
 
 import pytest
 
-from rig.processes import ROOT, free_port, wait_until
+from rig.bare_machine import (
+    RUST,
+    add_cargo,
+    build_earlier,
+    configure,
+    failing_build,
+    install,
+    launched,
+    running_implementation,
+)
+from rig.processes import ROOT, free_port
 from rig.routers import router_names
-
-STAND_IN = Path(__file__).with_name("stand_in.py")
-# Takes the place of the Rust router: takes any flags, prints its address, answers /health.
-RUST = f"""#!/bin/sh
-[ "$1" = --help ] && exit
-echo "rust stand-in $*"
-exec "{sys.executable}" "{STAND_IN}"
-"""
-# Takes the place of cargo; `build` runs the shell commands in $BUILD.
-CARGO = """#!/bin/sh
-[ "$1" = --version ] && { echo "cargo ${CARGO_STAND_IN-1.99.0 (of tests)}"; exit; }
-echo "   Compiling stand-in v1.2.3 with $*"
-while [ "$1" != --target-dir ]; do shift; done
-target=$2/release
-eval "$BUILD"
-"""
-INSTALL = f"""mkdir -p "$target"
-cat >"$target/infini-router" <<'END'
-{RUST}
-END
-chmod +x "$target/infini-router"
-"""
-FAIL = "echo 'error[E0425]: cannot find it'; exit 101"
-
-
-@pytest.fixture
-def bare(tree):
-    """A tree on a machine without cargo and without a built router; no port of it is fixed."""
-    for variable in ("INFINILM_ROUTER_BIN", "ROUTER_IMPLEMENTATION"):
-        tree.env.pop(variable, None)
-    tree.env.update(PATH=tree.system_path(), ROUTER_PORT="0", ROUTER_REGISTRY_URL="http://[::1]:9")
-    configure(tree, implementation=None)
-    return tree
-
-
-def configure(tree, **settings: object) -> None:
-    given = {key: value for key, value in settings.items() if value is not None}
-    tree.write(
-        "deployment_configs/router_config.json",
-        json.dumps({"router": {"drain_delay": 0, **given}}),
-    )
-
-
-def add_cargo(tree) -> None:
-    cargo = tree.program("cargo's folder/cargo", CARGO)
-    tree.env["PATH"] = tree.system_path(cargo.parent)
-
-
-def build_earlier(tree) -> None:
-    tree.program("router-rust/target/release/infini-router", RUST)
-
-
-def install(tree) -> None:
-    program = tree.program("an environment/bin/infini-router", RUST)
-    tree.env["PATH"] = tree.system_path(program.parent)
-
-
-def launched(tree, *arguments: str, **env: str) -> str:
-    """The line that says what is started, after a launch that works; what it says must be true."""
-    code, output = tree.script("launch_router.sh", *arguments, **env)
-    assert code == 0, output
-    said = [line for line in output.splitlines() if line.startswith("router: using ")]
-    assert len(said) == 1, output
-    assert running_implementation(tree) == said[0].split()[2]
-    assert tree.script("stop_router.sh")[0] == 0
-    return said[0].removeprefix("router: using ")
-
-
-def running_implementation(tree) -> str:
-    command = Path(f"/proc/{tree.pid('router')}/cmdline").read_text()
-    return "python" if "distributed_router.py" in command else "rust"
 
 
 def test_auto_takes_a_program_that_is_named(bare):
     program = bare.program("my router", RUST)
     line = launched(bare, INFINILM_ROUTER_BIN=str(program))
     assert line == f"rust (named by INFINILM_ROUTER_BIN: {program})"
-
-
-def test_auto_builds_with_cargo_where_it_stands(bare):
-    add_cargo(bare)
-    program = bare.root / "router-rust/target/release/infini-router"
-    line = launched(bare, BUILD=INSTALL)
-    assert line == f"rust (built with cargo 1.99.0: {program})"
-    assert "Compiling stand-in" in (bare.logs / "router_build.log").read_text()
-    assert "--release --locked" in (bare.logs / "router_build.log").read_text()
-
-
-def test_auto_builds_where_cargo_is_told_to(bare, tmp_path):
-    add_cargo(bare)
-    line = launched(bare, BUILD=INSTALL, CARGO_TARGET_DIR=str(tmp_path / "other place"))
-    assert line.endswith(f"{tmp_path}/other place/release/infini-router)")
 
 
 def test_auto_takes_what_was_built_earlier_when_there_is_no_cargo(bare):
@@ -137,12 +57,6 @@ def cargo_without_toolchain(tree) -> None:
     """What rustup leaves on the PATH before a toolchain is installed."""
     cargo = tree.program("cargo's folder/cargo", "#!/bin/sh\nexit 1\n")
     tree.env["PATH"] = tree.system_path(cargo.parent)
-
-
-def failing_build(tree) -> None:
-    add_cargo(tree)
-    build_earlier(tree)  # of sources that are not these any more
-    tree.env["BUILD"] = FAIL
 
 
 def program_of_another_machine(tree) -> None:
@@ -187,14 +101,6 @@ def test_a_program_named_in_the_environment_that_does_not_run_is_not_passed_over
     code, output = bare.script("launch_router.sh", "--implementation=rust", **environment)
     assert code == 69
     assert reason in output
-
-
-def test_a_build_that_fails_shows_the_end_of_its_log(bare):
-    failing_build(bare)
-    code, output = bare.script("launch_router.sh", ROUTER_IMPLEMENTATION="rust")
-    assert code == 69
-    assert "    error[E0425]: cannot find it\n" in output
-    assert "the Rust router is asked for (ROUTER_IMPLEMENTATION)" in output
 
 
 def test_the_flag_wins_over_the_environment_and_that_over_the_file(bare):
@@ -252,50 +158,6 @@ def test_launch_all_refuses_other_arguments(tree, arguments, reason):
     assert code == 64
     assert reason in output
     assert tree.pid_files() == []
-
-
-def cargo_that_waits(tree) -> Path:
-    """A build that goes on until the file appears that this returns; it writes its pid to a log."""
-    add_cargo(tree)
-    go = tree.root / "go"
-    tree.env["BUILD"] = f"""echo $$ >'{tree.root}/cargo.pid'
-        while [ ! -e '{go}' ]; do sleep 0.1; done
-        {INSTALL}"""
-    return go
-
-
-def test_a_first_build_shows_progress(bare):
-    go = cargo_that_waits(bare)
-    process = bare.popen(bare.root / "launch_router.sh")
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if "Compiling" in line:
-            go.touch()
-    assert process.wait(30) == 0, lines
-    assert re.match(r"router: building the Rust router, [45] s: +Compiling stand-in", lines[0])
-    assert lines[1].startswith("router: using rust (built with cargo 1.99.0: ")
-
-
-def is_alive(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "XZ"
-    return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("script", ["launch_router.sh", "launch_all.sh"])
-def test_a_build_ends_with_the_launch_that_is_interrupted(bare, script, number):
-    cargo_that_waits(bare)
-    bare.env["REGISTRY_PORT"] = str(free_port())
-    process = bare.popen("setsid", bare.root / script)
-    pid_file = bare.root / "cargo.pid"
-    wait_until(lambda: pid_file.exists() and pid_file.read_text(), 20, "the build began")
-    os.killpg(process.pid, number)  # as Ctrl-C does
-    assert process.wait(20) != 0
-    cargo = int(pid_file.read_text())
-    wait_until(lambda: not is_alive(cargo), 10, "the build ended")
-    assert bare.pid_files() == []
 
 
 def use_free_ports(tree) -> None:
