@@ -51,8 +51,8 @@ sys.exit("\n".join(f"error: {fault}" for fault in faults) or 0)
 PYTHON
 }
 
-is_this_machine() { # HOST
-  case " localhost 127.0.0.1 ::1 $(hostname) $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true) " in
+is_this_machine() { # HOST, which deploy-remote may have used a name for that only others know
+  case " localhost 127.0.0.1 ::1 ${BABYSITTER_HOST:-} $(hostname) $(hostname -f 2>/dev/null || true) $(hostname -I 2>/dev/null || true) " in
     *" $1 "*) ;;
     *) return 1 ;;
   esac
@@ -91,7 +91,7 @@ status() {
     fi
   done
   [[ -n ${name:-} ]] || { say "nothing was started here"; code=3; }
-  if http_get "$(registry_url)/services"; then
+  if registry_get /services; then
     printf '\nregistry %s:\n' "$(registry_url)"
     "$PYTHON" -c 'import json, sys
 for s in json.load(sys.stdin)["services"]:
@@ -106,6 +106,13 @@ registry_url() { # as told by REGISTRY_URL or the port given, else as configured
   else
     config_value "$CONFIG_DIR/router_config.json" router registry_url
   fi
+}
+
+registry_get() { # TARGET: from the first of the registries that answers
+  local url urls
+  IFS=, read -ra urls <<<"$(registry_url)"
+  for url in "${urls[@]}"; do ! http_get "${url%/}$1" || return 0; done
+  return 1
 }
 
 run() { # COMMAND...: show it, and run it unless --dry-run
@@ -153,7 +160,7 @@ deploy_remote() { # [HOST...]
 
 generate_config() {
   local services flags=(--router-port "${ROUTER_PORT:-8080}" --output nginx_distributed.conf)
-  if http_get "$(registry_url)/services?healthy=true"; then
+  if registry_get '/services?healthy=true'; then
     services=$("$PYTHON" -c 'import json, sys
 for s in json.load(sys.stdin)["services"]:
     if s["metadata"].get("type") == "openai-api":

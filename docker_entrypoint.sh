@@ -38,7 +38,7 @@ select_components() {
 (($# == 0)) || exec "$@"
 select_components
 # Pid files in a kept volume are of an earlier container: none of that can run.
-[[ -z $(service_names) ]] || "$ROOT/stop_all.sh"
+rm -f -- "$LOG_DIR"/*.pid
 trap 'shut_down 0' INT TERM
 "$ROOT/launch_all.sh" & wait $! || shut_down 1
 while all_run; do sleep 2 & wait $!; done

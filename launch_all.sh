@@ -18,10 +18,10 @@ LAUNCH_BABYSITTER=${LAUNCH_BABYSITTER:-true}
 
 stop_what_was_started() {
   local code=$? started
-  trap - EXIT INT TERM
+  trap - EXIT HUP INT TERM
   ((${#LAUNCHERS[@]} == 0)) || { kill "${LAUNCHERS[@]}" && wait "${LAUNCHERS[@]}"; } 2>/dev/null || true
   if ((code)) && mapfile -t started <"$LAUNCH_JOURNAL" && ((${#started[@]})); then
-    say "not everything could be started (see above): stopping what this call started" >&2
+    say "not everything could be started (see above): stopping what this call started" >&2 || true  # a terminal may be gone
     stop_all_of "${started[@]}" || true
   fi
   rm -f -- "$LAUNCH_JOURNAL"
@@ -78,6 +78,7 @@ export INFINILM_PYTHON=$PYTHON
 LAUNCH_JOURNAL=$(mktemp)
 export LAUNCH_JOURNAL
 trap stop_what_was_started EXIT
+trap 'exec >/dev/null 2>&1; exit 129' HUP  # the terminal was closed
 trap 'exit 130' INT
 trap 'exit 143' TERM
 [[ $LAUNCH_REGISTRY != true ]] || "$ROOT/launch_registry.sh"

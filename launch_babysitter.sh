@@ -22,8 +22,8 @@ else
   PORT=${PORT:-8100}
   SERVICE_NAME=${SERVICE_NAME:-}            # default: infinilm-<type>-<port>
   SERVICE_TYPE=${SERVICE_TYPE:-InfiniLM}    # or InfiniLM-Rust
-  REGISTRY_URL=${REGISTRY_URL-http://localhost:18000}
-  ROUTER_URL=${ROUTER_URL-http://localhost:8000}
+  REGISTRY_URL=${REGISTRY_URL-${BABYSITTER_REGISTRY_URL-http://localhost:18000}}
+  ROUTER_URL=${ROUTER_URL-${BABYSITTER_ROUTER_URL-http://localhost:8000}}
   MAX_RESTARTS=${MAX_RESTARTS:-10000}
   RESTART_DELAY=${RESTART_DELAY:-5}
   HEARTBEAT_INTERVAL=${HEARTBEAT_INTERVAL:-10}
@@ -43,7 +43,7 @@ else
   BABYSITTER_LABEL=${BABYSITTER_LABEL:-}    # goes into the names of pid file and log
 
   [[ ! ${1:-} =~ ^[0-9]+$ ]] || { PORT=$1 && shift; }
-  name=babysitter_${BABYSITTER_LABEL:+${BABYSITTER_LABEL}_}$PORT
+  name=babysitter_${BABYSITTER_LABEL:+${BABYSITTER_LABEL//[^A-Za-z0-9.-]/-}_}$PORT
   ensure_python
   if [[ $SERVICE_TYPE == InfiniLM ]]; then
     flags --path "$MODEL_PATH" --model-name "$MODEL_NAME" --launch-script "$LAUNCH_SCRIPT" --dev "$DEV" \

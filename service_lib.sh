@@ -409,6 +409,12 @@ await_tree() { # NAME TREE: false, and a report, if one of its processes outlive
   done <<<"$2"
 }
 
+send() { # SIGNAL NAME PID START_TIME: false, with the reason, if that process lives on and may not be told
+  local reason
+  is_same_process "$3" "$4" || return 0
+  reason=$(kill -s "$1" -- "$3" 2>&1) || ! is_same_process "$3" "$4" || { say "$2: not stopped: ${reason#*kill: }" >&2; return 1; }
+}
+
 stop_service() { # NAME: SIGTERM, wait, SIGKILL to that process alone; true only when it and its tree are gone
   local name=$1 pid start_time processes
   inspect "$name"
@@ -422,10 +428,10 @@ stop_service() { # NAME: SIGTERM, wait, SIGKILL to that process alone; true only
   esac
   if [[ $STATE == running ]]; then
     processes=$(tree "$pid" "${RECORD[launch_id]}")
-    ! is_same_process "$pid" "$start_time" || kill -TERM "$pid" 2>/dev/null || true
+    send TERM "$name" "$pid" "$start_time" || return 1
     if ! await_end "$name" "$STOP_TIMEOUT" "$pid" "$start_time"; then
       say "$name: still runs after $STOP_TIMEOUT s: killing pid $pid" >&2
-      kill -KILL "$pid" 2>/dev/null || true
+      send KILL "$name" "$pid" "$start_time" || return 1
       await_end "$name" 10 "$pid" "$start_time" || return 1
     fi
   else

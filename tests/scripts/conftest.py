@@ -4,12 +4,14 @@ import atexit
 import contextlib
 import functools
 import os
+import pty
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +29,7 @@ class Tree:
         self.root = root
         self.logs = root / "logs"
         self.env = env
-        self._started: list[subprocess.Popen[str]] = []
+        self._started: list[subprocess.Popen[Any]] = []
 
     def popen(self, *argv: str | Path, **env: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
@@ -41,6 +43,18 @@ class Tree:
         )
         self._started.append(process)
         return process
+
+    def at_terminal(self, name: str, **env: str) -> tuple[subprocess.Popen[bytes], int]:
+        """Begin one of the project's scripts at a terminal; and the other end of that."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            ["setsid", "--ctty", self.root / name],
+            env={**self.env, **env},
+            **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        )
+        os.close(theirs)
+        self._started.append(process)
+        return process, ours
 
     def close(self) -> None:
         """End the scripts that a failed test left running."""

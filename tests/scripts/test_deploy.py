@@ -139,7 +139,8 @@ def test_start_services_starts_what_the_files_name_for_this_machine(tree):
     code, output = tree.script("deploy_services.sh", "start-services")
     assert code == 0, output
     assert [name for name in tree.pid_files() if "mock" in name or "far" in name] == []
-    code, output = tree.script("deploy_services.sh", "-r", registry.rsplit(":", 1)[1], "status")
+    several = f"http://127.0.0.1:{free_port()},{registry}"
+    code, output = tree.script("deploy_services.sh", "status", REGISTRY_URL=several)
     assert code == 0, output
     assert re.search(r"babysitter_gpu1_\d+ +ready at http://", output)
     assert re.search(r"gpu1-server +http://localhost:\d+ \(healthy\)", output)
@@ -148,6 +149,13 @@ def test_start_services_starts_what_the_files_name_for_this_machine(tree):
     code, output = tree.script("deploy_services.sh", "status")
     assert code == 3
     assert "nothing was started here" in output
+
+
+def test_a_machine_goes_by_the_name_that_it_is_deployed_under(tree):
+    services_file(tree, "server1_services.json", ("ours", "gpu.alias", 1), ("far", "10.9.9.9", 2))
+    code, output = tree.script("deploy_services.sh", "start-services", BABYSITTER_HOST="gpu.alias")
+    assert code == 64
+    assert "lacks ours.toml" in output
 
 
 def test_a_service_without_a_babysitter_file_is_a_usage_error(tree):

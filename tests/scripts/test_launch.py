@@ -1,6 +1,7 @@
 """The launch and stop scripts with the real programs."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -140,6 +141,18 @@ def test_when_one_part_fails_what_was_started_is_stopped_and_the_rest_stays(tree
     assert names_running(tree) == ["registry"]
 
 
+def test_a_terminal_that_is_closed_leaves_nothing_half_started(tree, processes_of):
+    use_free_ports(tree)
+    loading = f'port = {free_port()}\n[backend]\ntype = "command"\ncommand = "sleep 1000"\n'
+    tree.write("loading.toml", loading)
+    alone = {"BABYSITTER_CONFIGS": "loading.toml", "LAUNCH_ROUTER": "false"}
+    process, terminal = tree.at_terminal("launch_all.sh", **alone)
+    wait_until(lambda: len(tree.pid_files()) == 2, 30, "the engine's launch began")
+    os.close(terminal)
+    assert process.wait(30) != 0
+    assert (tree.pid_files(), processes_of(tree)) == ([], [])
+
+
 def test_a_babysitter_config_that_does_not_exist_stops_everything_before_it_starts(tree):
     use_free_ports(tree)
     code, output = tree.script("launch_all.sh", BABYSITTER_CONFIGS="mock.toml nowhere.toml")
@@ -198,6 +211,23 @@ def test_the_9g8b_script_passes_its_variables_to_infinilm(tree):
     assert "devices=1" in command
 
 
+def test_a_launch_script_goes_by_the_urls_of_all_babysitters_and_its_label_is_one_word(tree):
+    code, output = tree.script(
+        "launch_babysitter.sh",
+        *(str(free_port()), "--check-config"),
+        BABYSITTER_LABEL="my qwen",
+        BABYSITTER_REGISTRY_URL="http://a:1",
+        BABYSITTER_ROUTER_URL="http://b:2",
+        MODEL_PATH="/models/q",
+    )
+    assert code == 1
+    assert "babysitter_my-qwen_" in output
+    [log] = tree.logs.glob("babysitter_my-qwen_*.log")
+    shown = log.read_text()
+    assert "http://a:1" in shown
+    assert "http://b:2" in shown
+
+
 def test_the_qwen_rust_script_runs_xtask_with_its_config_file(tree):
     port = free_port()
     xtask = tree.write("bin/xtask", f'#!/bin/sh\nexec "{sys.executable}" "{ENGINE}" "$@"\n')
@@ -238,6 +268,16 @@ def test_the_container_ends_when_a_service_does(tree, processes_of):
     assert container.returncode == 1
     assert "registry: ended; its log is" in output
     assert processes_of(tree) == []
+
+
+def test_a_container_is_not_kept_from_starting_by_pid_files_of_an_earlier_one(tree):
+    tree.write("logs/registry.pid", "1\n")  # as earlier versions wrote them
+    env = {"LAUNCH_COMPONENTS": "registry", "REGISTRY_PORT": str(free_port())}
+    container = tree.popen(tree.root / "docker_entrypoint.sh", **env)
+    assert any("running:" in line for line in container.stdout)
+    container.send_signal(signal.SIGTERM)
+    output, _ = container.communicate(timeout=30)
+    assert container.returncode == 0, output
 
 
 def test_the_container_refuses_unknown_components_and_runs_a_given_command(tree):

@@ -29,6 +29,10 @@ def start_time(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[19]
 
 
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 def test_r26_a_pid_that_was_given_to_another_process_is_left_alone(tree, stranger):
     later = int(start_time(stranger.pid)) - 1
     tree.write("logs/registry.pid", f"{stranger.pid}\nstart_time={later}\nboot_id={BOOT_ID}\n")
@@ -123,13 +127,30 @@ def test_r26_e_what_does_not_drain_in_time_is_killed_alone(tree, stranger, proce
     assert processes_of(tree) == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start another user's process")
+def test_a_process_of_another_user_is_not_waited_for_and_the_reason_is_told(tree):
+    as_nobody = ["setpriv", "--reuid", "65534", "--clear-groups", "sleep", "1000"]
+    without_kill = ["setpriv", "--inh-caps", "-kill", "--bounding-set", "-kill"]
+    with subprocess.Popen(as_nobody) as theirs:
+        wait_until(lambda: b"sleep" in command_line(theirs.pid)[:6], what="exec")
+        record = f"{theirs.pid}\nstart_time={start_time(theirs.pid)}\nboot_id={BOOT_ID}\n"
+        tree.write("logs/registry.pid", record)
+        code, output = tree.run(*without_kill, tree.root / "stop_registry.sh", timeout=20)
+        assert theirs.poll() is None
+        theirs.kill()
+    assert code == 1
+    assert "registry: not stopped: " in output
+    assert "Operation not permitted" in output
+    assert tree.pid_files() == ["registry.pid"]
+
+
 def test_r26_f_nothing_is_killed_by_name(tree):
     for script in (*ROOT.glob("*.sh"), ROOT / ".ci/run"):
         found = re.search(r"\b(pkill|killall|pgrep|pidof|fuser|lsof)\b", script.read_text())
         assert found is None, f"{script.name}: {found}"
     engine = subprocess.Popen(["bash", "-c", "exec -a 'launch_server.py --port 8100' sleep 1000"])
     try:
-        wait_until(lambda: b"8100" in Path(f"/proc/{engine.pid}/cmdline").read_bytes(), what="exec")
+        wait_until(lambda: b"8100" in command_line(engine.pid), what="exec")
         assert tree.script("stop_all.sh")[0] == 0
         assert engine.poll() is None
     finally:

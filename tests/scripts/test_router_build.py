@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import pty
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -106,33 +104,17 @@ def test_a_build_ends_with_the_launch_that_is_interrupted(bare, script, number):
     assert bare.pid_files() == []
 
 
-@pytest.fixture
-def terminal():
-    """Ours and the scripts' end of a terminal."""
-    ends = pty.openpty()
-    yield ends
-    for end in ends:
-        os.close(end)
-
-
 @pytest.mark.parametrize("script", ["launch_router.sh", "launch_all.sh"])
-def test_ctrl_c_at_a_terminal_ends_a_build(bare, terminal, script):
+def test_ctrl_c_at_a_terminal_ends_a_build(bare, script):
     """The terminal tells only the group of processes in its foreground."""
-    cargo_that_waits(bare)
-    bare.env["REGISTRY_PORT"] = str(free_port())
-    ours, theirs = terminal
-    process = subprocess.Popen(
-        ["setsid", "--ctty", bare.root / script],
-        env=bare.env,
-        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
-    )
+    go = cargo_that_waits(bare)
+    process, terminal = bare.at_terminal(script, REGISTRY_PORT=str(free_port()))
     try:
         cargo = pid_of_cargo(bare)
-        os.write(ours, b"\x03")
+        os.write(terminal, b"\x03")
         assert process.wait(20) != 0
         wait_until(lambda: not is_alive(cargo), 10, "the build ended")
         assert bare.pid_files() == []
     finally:
-        (bare.root / "go").touch()
-        process.kill()
-        process.wait()
+        go.touch()
+        os.close(terminal)
