@@ -139,16 +139,16 @@ def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
     )
     assert lost == []
     assert switch.routers[0].program.wait() == 0
-    assert 0 <= seen.unready <= 0.5
+    assert 0 <= seen.unready <= min(delay, 1)
     assert seen.closed >= delay
-    assert seen.exited <= 1.0
+    assert seen.exited <= 2
     news = switch.routers[0].program.output.count("still draining in_flight=")
     assert news >= seconds // 5 - 2, "a long drain is seen in the log"
     wait_until(lambda: switch.routers[1].in_flight() == 0)
 
 
 @pytest.mark.parametrize(
-    ("signals", "limit"), [(1, 2.0), (2, 1.0)], ids=["the grace is over", "a second signal"]
+    ("signals", "limit"), [(1, 2.0), (2, 2.0)], ids=["the grace is over", "a second signal"]
 )
 def test_a_stream_that_outlives_the_router_is_ended_by_an_error_event(
     start: StartRouter, engine: FakeEngine, signals: int, limit: float

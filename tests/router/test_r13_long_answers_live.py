@@ -12,7 +12,7 @@ from rig.processes import wait_until
 from rig.routers import SLOW, StartRouter
 
 # A fraction of the figures below in the everyday lane: first byte 3 s, idle 4 s, a token in 2 s.
-SCALES = [(0.15, 8), pytest.param(1.0, 150, marks=SLOW)]
+SCALES = [(0.4, 5), pytest.param(1.0, 150, marks=SLOW)]
 
 
 async def send_all(url: str, scripts: dict[str, tuple[Json, bool]]) -> dict[str, Outcome]:
@@ -59,11 +59,11 @@ def test_silence_ends_an_answer_and_length_does_not(
     assert took["slow"] >= token * tokens
     assert outcomes["stall"].stream_error is not None
     assert outcomes["stall"].stream_error["code"] == "idle_timeout"
-    assert idle - 0.05 <= took["stall"] <= idle + 0.5
+    assert idle - 0.05 <= took["stall"] <= idle + 1
     for name in ("silent", "silent stream"):
         assert (outcomes[name].status, outcomes[name].kind) == (504, "explained")
         assert b'"code":"first_byte_timeout"' in outcomes[name].data
-        assert first - 0.05 <= took[name] <= first + 0.3
+        assert first - 0.05 <= took[name] <= first + 1
     wait_until(lambda: engine.in_flight == 0)
 
 
@@ -90,7 +90,7 @@ def test_a_limit_of_whole_streams_ends_them_with_an_error_event(
     assert error is not None
     assert error["code"] == "idle_timeout"
     assert error["message"].endswith("the stream has lasted for 0.8 s")
-    assert limit - 0.05 <= took["long"] <= limit + 0.5
+    assert limit - 0.05 <= took["long"] <= limit + 1
     assert [outcomes[name].kind for name in ("short", "slow to begin", "no stream")] == ["ok"] * 3
     wait_until(lambda: engine.in_flight == 0)
     assert router.service(engine.name)["error_count"] == 0

