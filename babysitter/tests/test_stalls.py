@@ -10,7 +10,7 @@ import pytest
 
 from rig.processes import wait_until
 
-FAST_STALL = {"stalled_after": 0.5, "probe_timeout": 0.3}
+FAST_STALL = {"stalled_after": 1.5, "probe_timeout": 0.3}
 
 
 def page(running: int, tokens: int) -> str:
@@ -50,7 +50,7 @@ def test_a_stalled_engine_is_told_and_comes_back_when_tokens_flow(serving, regis
         stall(serving)
         status, health = serving.get("/health")
         assert (status, health["status"], health["state"]) == (503, "stalled", "ready")
-        assert health["detail"] == "no token, with 2 requests to do, for 0.5 s"
+        assert health["detail"] == "no token, with 2 requests to do, for 1.5 s"
         wait_until(lambda: registry.status(serving.engine_name) == "stalled", what="told")
         beats = len(registry.seen("POST", f"/services/{serving.engine_name}/heartbeat"))
         wait_until(
@@ -107,7 +107,7 @@ def test_an_engine_that_does_not_answer_is_busy_and_in_time_stalled(serving) -> 
     serving.switch("mute")
     serving.program.wait_for_line("engine liveness=busy was=ok")
     serving.program.wait_for_line("engine liveness=stalled was=busy")
-    wait_until(lambda: serving.get("/health")[1]["detail"] == "no answer for 0.5 s", what="told")
+    wait_until(lambda: serving.get("/health")[1]["detail"] == "no answer for 1.5 s", what="told")
     serving.switch("mute", on=False)
     wait_until(lambda: liveness(serving) == "ok", what="ok again")
     assert len(serving.journal("start")) == 1

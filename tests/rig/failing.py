@@ -20,12 +20,12 @@ FLAGS = {
     "access-log": "errors",
     "max-errors": 0,
     "proxy-connect-timeout": 2,
-    "response-timeout": 0.4,  # of answers that are no streams
+    "response-timeout": 0.8,  # of answers that are no streams
     "first-byte-timeout": 30,
     "idle-timeout": 1,
-    "head-timeout": 0.4,
-    "body-timeout": 0.4,
-    "write-timeout": 0.4,
+    "head-timeout": 0.8,
+    "body-timeout": 0.8,
+    "write-timeout": 0.8,
 }
 LARGE = 16_000_000  # bytes: more than lies between two sockets
 

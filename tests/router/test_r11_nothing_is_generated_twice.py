@@ -40,7 +40,7 @@ def test_a_request_that_was_sent_is_never_sent_again(
 ) -> None:
     script, stream, status = fault
     engines = [fakes.engine(f"e{number}") for number in range(2)]
-    flags = {"response-timeout": 0.2, "first-byte-timeout": 0.2, "max-errors": 0}
+    flags = {"response-timeout": 0.6, "first-byte-timeout": 0.6, "max-errors": 0}
     router = start(static(*engines), flags=flags)
     outcomes = closed_loop(router.url, [chat_call(stream=stream, script=script)] * count, 10)
     assert [outcome.status for outcome in outcomes] == [status] * count
@@ -90,7 +90,7 @@ def test_a_connection_that_times_out_is_tried_once_more_and_generates_once(
     health = {"models": ["m"], "health_url": f"http://127.0.0.1:{good.port + 1}/health"}
     with unanswering() as port:
         hung = {"name": "hung", "host": "127.0.0.1", "port": port, "metadata": health}
-        flags = {"proxy-connect-timeout": 0.2, "max-errors": 0}
+        flags = {"proxy-connect-timeout": 0.5, "max-errors": 0}
         router = start([*static(good), hung], flags=flags)
         outcomes = closed_loop(router.url, [chat_call()] * count, 6)
     retried = [o for o in outcomes if o.head and o.head.get("x-infinilm-attempts") == "2"]

@@ -15,7 +15,7 @@ from rig.processes import Programs, wait_until
 from rig.routers import SLOW, Router, StartRouter
 from rig.traffic import Traffic, faults
 
-FLAGS = {"health-timeout": 0.1, "health-interval": 0.05}
+FLAGS = {"health-timeout": 0.3, "health-interval": 0.05}
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ FAULTS: dict[str, Json] = {
     "first byte": {"script": {"delay": 2}},
 }
 WELL: Json = {"listening": True, "script": {}}
-FLAGS = {"max-errors": 3, "response-timeout": 0.1}
+FLAGS = {"max-errors": 3, "response-timeout": 0.4}
 
 
 def four(fakes: Farm) -> list[FakeEngine]:

@@ -13,7 +13,7 @@ from rig.processes import Programs, wait_until
 from rig.routers import SLOW, StartRouter
 from rig.traffic import Traffic, served_by
 
-EVERYDAY = {"health-timeout": 0.2, "response-timeout": 0.3}
+EVERYDAY = {"health-timeout": 0.5, "response-timeout": 1}
 REAL = {"health-interval": 5, "health-timeout": 2, "registry-sync-interval": 5}
 
 

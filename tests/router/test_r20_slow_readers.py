@@ -55,7 +55,7 @@ def test_readers_that_read_nothing_cost_little_memory_and_are_ended(
 def test_a_reader_that_is_slow_but_reads_gets_everything(
     start: StartRouter, engine: FakeEngine
 ) -> None:
-    router = start(static(engine), flags={"write-timeout": 0.5, "idle-timeout": 0.5})
+    router = start(static(engine), flags={"write-timeout": 1, "idle-timeout": 1})
     call = chat_call(script={"size": SIZE * MEBIBYTE})
     started = time.monotonic()
     with RawClient(router.url, receive_buffer=32_768) as client:
