@@ -140,7 +140,7 @@ def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
     assert lost == []
     assert switch.routers[0].program.wait() == 0
     assert 0 <= seen.unready <= min(delay, 1)
-    assert seen.closed >= delay
+    assert seen.closed >= delay - 0.01, "timers have milliseconds"
     assert seen.exited <= 2
     news = switch.routers[0].program.output.count("still draining in_flight=")
     assert news >= seconds // 5 - 2, "a long drain is seen in the log"

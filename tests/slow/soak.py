@@ -30,6 +30,7 @@ from rig.traffic import Traffic, faults, served_by
 
 RATE = 20
 LINGERS = 3.0  # seconds after its end in which a fault may still explain an error
+MORE_DESCRIPTORS = 10  # may be open after the load than before it
 STREAM = {"stream": {"chunks": 10, "interval": 0.05}}
 # How an engine treats half of its requests for a while (see rig.engine_script).
 SCRIPTS: dict[str, dict[str, object]] = {
@@ -81,7 +82,7 @@ class Summary:
             found.append(f"memory grows by {self.memory_mb_per_minute:.2f} MB a minute")
         if self.seconds >= 120 and self.idle_cpu > 0.02:
             found.append(f"{self.idle_cpu:.1%} of a core while nothing happens")
-        if self.descriptors[1] > self.descriptors[0] + 10:
+        if self.descriptors[1] > self.descriptors[0] + MORE_DESCRIPTORS:
             found.append(f"descriptors {self.descriptors}")
         if self.tasks[1] > self.tasks[0] + 10:
             found.append(f"threads {self.tasks}")
@@ -239,13 +240,16 @@ def _run(made: Soak, seconds: float) -> Summary:
             made.one_fault()
             samples.append((time.monotonic(), router.memory()))
         outcomes = traffic.end()
+
+    def are_back() -> bool:
+        summary.descriptors[1:] = [router.descriptors()]
+        return summary.descriptors[1] <= summary.descriptors[0] + MORE_DESCRIPTORS
+
     with contextlib.suppress(AssertionError):  # idle connections are kept for some seconds
-        most = summary.descriptors[0] + 10
-        wait_until(lambda: router.descriptors() <= most, 15, every=0.2)
+        wait_until(are_back, 15, every=0.2)
     cpu, quiet = router.cpu(), min(5.0, every)
     made.stop.wait(quiet)
     summary.idle_cpu = (router.cpu() - cpu) / quiet
-    summary.descriptors.append(router.descriptors())
     summary.tasks.append(threads(router.program.pid))
     summary.in_flight = router.in_flight()
     _judge(summary, made, outcomes)
