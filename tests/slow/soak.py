@@ -31,6 +31,7 @@ from rig.traffic import Traffic, faults, served_by
 RATE = 20
 LINGERS = 3.0  # seconds after its end in which a fault may still explain an error
 MORE_DESCRIPTORS = 10  # may be open after the load than before it
+QUIET = 5.0  # seconds after the load; idle connections to engines are kept for 3
 STREAM = {"stream": {"chunks": 10, "interval": 0.05}}
 # How an engine treats half of its requests for a while (see rig.engine_script).
 SCRIPTS: dict[str, dict[str, object]] = {
@@ -240,16 +241,16 @@ def _run(made: Soak, seconds: float) -> Summary:
             made.one_fault()
             samples.append((time.monotonic(), router.memory()))
         outcomes = traffic.end()
+    cpu = router.cpu()
+    made.stop.wait(QUIET)
+    summary.idle_cpu = (router.cpu() - cpu) / QUIET
 
     def are_back() -> bool:
         summary.descriptors[1:] = [router.descriptors()]
         return summary.descriptors[1] <= summary.descriptors[0] + MORE_DESCRIPTORS
 
-    with contextlib.suppress(AssertionError):  # idle connections are kept for some seconds
-        wait_until(are_back, 15, every=0.2)
-    cpu, quiet = router.cpu(), min(5.0, every)
-    made.stop.wait(quiet)
-    summary.idle_cpu = (router.cpu() - cpu) / quiet
+    with contextlib.suppress(AssertionError):  # one look may fall into a round of probes
+        wait_until(are_back, 10, every=0.2)
     summary.tasks.append(threads(router.program.pid))
     summary.in_flight = router.in_flight()
     _judge(summary, made, outcomes)
