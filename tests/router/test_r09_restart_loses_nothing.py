@@ -123,11 +123,12 @@ async def traffic_while_one_stops(switch: Switch, streams: int, stream_seconds: 
 
 
 @pytest.mark.parametrize(
-    ("streams", "seconds", "delay"), [(6, 3.0, 0.8), pytest.param(30, 20.0, 5.0, marks=SLOW)]
+    ("streams", "seconds", "room"), [(6, 3.2, 0.3), pytest.param(30, 20.0, 0.0, marks=SLOW)]
 )
 def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
-    start: StartRouter, engine: FakeEngine, streams: int, seconds: float, delay: float
+    start: StartRouter, engine: FakeEngine, streams: int, seconds: float, room: float
 ) -> None:
+    delay = seconds / 4
     flags = {"drain-delay": delay, "drain-timeout": seconds * 2}
     switch = Switch([start(static(engine), flags=flags) for _ in range(2)])
     seen = asyncio.run(traffic_while_one_stops(switch, streams, seconds))
@@ -139,19 +140,17 @@ def test_a_router_that_is_stopped_loses_no_stream_and_no_call(
     )
     assert lost == []
     assert switch.routers[0].program.wait() == 0
-    assert 0 <= seen.unready <= min(delay, 1)
+    assert 0 <= seen.unready <= 0.5 + room
     assert seen.closed >= delay - 0.01, "timers have milliseconds"
-    assert seen.exited <= 2
+    assert seen.exited <= 1 + room
     news = switch.routers[0].program.output.count("still draining in_flight=")
     assert news >= seconds // 5 - 2, "a long drain is seen in the log"
     wait_until(lambda: switch.routers[1].in_flight() == 0)
 
 
-@pytest.mark.parametrize(
-    ("signals", "limit"), [(1, 2.0), (2, 2.0)], ids=["the grace is over", "a second signal"]
-)
+@pytest.mark.parametrize("signals", [1, 2], ids=["the grace is over", "a second signal"])
 def test_a_stream_that_outlives_the_router_is_ended_by_an_error_event(
-    start: StartRouter, engine: FakeEngine, signals: int, limit: float
+    start: StartRouter, engine: FakeEngine, signals: int
 ) -> None:
     grace = 1.0 if signals == 1 else 60.0
     router = start(static(engine), flags={"drain-delay": 0.2, "drain-timeout": grace})
@@ -173,7 +172,7 @@ def test_a_stream_that_outlives_the_router_is_ended_by_an_error_event(
     assert b"[DONE]" not in body
     assert not body.endswith(b"0\r\n\r\n"), "the end of the body must not look orderly"
     print(f"R9 {router.name}: {signals} signal, grace {grace:g} s: gone after {took:.2f} s")
-    assert took <= (0.2 + grace if signals == 1 else 0) + limit
+    assert took <= (0.2 + grace if signals == 1 else 0) + 2
 
 
 def test_sighup_changes_nothing_for_a_router_that_drains(

@@ -12,7 +12,8 @@ from rig.processes import wait_until
 from rig.routers import SLOW, StartRouter
 
 # A fraction of the figures below in the everyday lane: first byte 3 s, idle 4 s, a token in 2 s.
-SCALES = [(0.4, 5), pytest.param(1.0, 150, marks=SLOW)]
+# `late`: seconds that an end may come after its limit; a busy machine needs some.
+SCALES = [(0.4, 5, 1.0), pytest.param(1.0, 150, 0.3, marks=SLOW)]
 
 
 async def send_all(url: str, scripts: dict[str, tuple[Json, bool]]) -> dict[str, Outcome]:
@@ -28,9 +29,9 @@ async def send_all(url: str, scripts: dict[str, tuple[Json, bool]]) -> dict[str,
     return dict(zip(scripts, outcomes, strict=True))
 
 
-@pytest.mark.parametrize(("scale", "tokens"), SCALES)
+@pytest.mark.parametrize(("scale", "tokens", "late"), SCALES)
 def test_silence_ends_an_answer_and_length_does_not(
-    start: StartRouter, engine: FakeEngine, scale: float, tokens: int
+    start: StartRouter, engine: FakeEngine, scale: float, tokens: int, late: float
 ) -> None:
     first, idle, token = 3 * scale, 4 * scale, 2 * scale
     flags = {
@@ -59,11 +60,11 @@ def test_silence_ends_an_answer_and_length_does_not(
     assert took["slow"] >= token * tokens
     assert outcomes["stall"].stream_error is not None
     assert outcomes["stall"].stream_error["code"] == "idle_timeout"
-    assert idle - 0.05 <= took["stall"] <= idle + 1
+    assert idle - 0.05 <= took["stall"] <= idle + late
     for name in ("silent", "silent stream"):
         assert (outcomes[name].status, outcomes[name].kind) == (504, "explained")
         assert b'"code":"first_byte_timeout"' in outcomes[name].data
-        assert first - 0.05 <= took[name] <= first + 1
+        assert first - 0.05 <= took[name] <= first + late
     wait_until(lambda: engine.in_flight == 0)
 
 

@@ -31,9 +31,14 @@ class Burst(NamedTuple):
     room: int
     wait: float
     takes: float
+    slack: float
+    """Seconds that an end may come after its time; a busy machine needs some."""
 
 
-BURSTS = [Burst(40, 2, 14, 1.5, 0.6), pytest.param(Burst(400, 8, 64, 5.0, 2.0), marks=SLOW)]
+BURSTS = [
+    Burst(40, 2, 14, 1.5, 0.6, 1.0),
+    pytest.param(Burst(400, 8, 64, 5.0, 2.0, 0.3), marks=SLOW),
+]
 
 
 class Peak:
@@ -81,7 +86,7 @@ def code(outcome: Outcome) -> str:
 def test_a_burst_passes_no_limit_and_who_has_to_go_is_told_at_once(
     start: StartRouter, fakes: Farm, burst: Burst
 ) -> None:
-    count, limit, room, wait, takes = burst
+    count, limit, room, wait, takes, slack = burst
     engines = [fakes.engine(f"e{number}", script={"delay": takes}) for number in range(2)]
     flags = {"max-concurrency": limit, "queue-size": room, "queue-timeout": wait}
     router = start(static(*engines), flags=flags)
@@ -107,14 +112,14 @@ def test_a_burst_passes_no_limit_and_who_has_to_go_is_told_at_once(
     assert {code(o) for o in full} == {"overloaded"}
     assert {code(o) for o in late} == {"queue_timeout"}
     assert all(1 <= retry_after(o) <= 60 for o in full + late)
-    assert percentile([o.ended for o in served], 0.95) <= wait + 1.2 * alone + 0.8
+    assert percentile([o.ended for o in served], 0.95) <= wait + 1.2 * alone + slack
     assert percentile([o.ended for o in full], 0.99) <= wait / 2, "they have not waited"
-    assert all(wait - 0.05 <= o.ended <= wait + 1 for o in late)
+    assert all(wait - 0.05 <= o.ended <= wait + slack for o in late)
     assert peak.growth <= 150 * MEBIBYTE
     wait_until(lambda: router.get("/stats")["queued"] == router.in_flight() == 0)
     after = closed_loop(router.url, [chat_call()] * 2 * limit, 2 * limit)
     assert kinds(after) == {"ok": 2 * limit}
-    assert percentile([o.ended for o in after], 0.95) <= 1.2 * alone + 0.8
+    assert percentile([o.ended for o in after], 0.95) <= 1.2 * alone + slack
 
 
 def send(router: Router, call: Call) -> RawClient:

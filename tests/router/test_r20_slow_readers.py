@@ -177,9 +177,11 @@ def flood_service(flood: Fountain, fakes: Farm) -> dict[str, object]:
     return {"name": "flood", "host": "127.0.0.1", "port": port, "metadata": {"models": ["m"]}}
 
 
-@pytest.mark.parametrize(("count", "seconds"), [(20, 2), pytest.param(100, 60, marks=SLOW)])
+@pytest.mark.parametrize(
+    ("count", "seconds", "room"), [(20, 2, 0.6), pytest.param(100, 60, 0.2, marks=SLOW)]
+)
 def test_others_are_served_as_fast_beside_slow_readers(
-    start: StartRouter, fakes: Farm, count: int, seconds: float
+    start: StartRouter, fakes: Farm, count: int, seconds: float, room: float
 ) -> None:
     flood, other = Fountain(), fakes.engine("other", models=["n"], script={"delay": 0.02})
     router = start([flood_service(flood, fakes), *static(other)])
@@ -203,7 +205,7 @@ def test_others_are_served_as_fast_beside_slow_readers(
         f" {beside * 1e3:.0f} ms, {alone * 1e3:.0f} ms without them"
     )
     assert growth <= 64 * MEBIBYTE
-    assert beside <= 1.2 * alone + 0.6
+    assert beside <= 1.2 * alone + room
     wait_until(lambda: router.in_flight() == flood.streams == 0)
     assert router.service("flood")["error_count"] == 0
     fakes.call(flood.server.close())

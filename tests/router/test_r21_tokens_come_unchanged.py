@@ -102,8 +102,11 @@ async def delays(url: str, streams: int) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("events", [50, pytest.param(1000, marks=SLOW)])
-def test_tokens_are_passed_on_at_once(start: StartRouter, fakes: Farm, events: int) -> None:
+# A pause of the machine delays what is on the way in all streams: of few events, one in a hundred.
+@pytest.mark.parametrize(("events", "room"), [(50, 1.0), pytest.param(1000, 0.25, marks=SLOW)])
+def test_tokens_are_passed_on_at_once(
+    start: StartRouter, fakes: Farm, events: int, room: float
+) -> None:
     engine = Clockwork(events, 0.01)
     port = fakes.call(engine.server.listen(0))
     router = start(
@@ -122,4 +125,4 @@ def test_tokens_are_passed_on_at_once(start: StartRouter, fakes: Farm, events: i
     )
     assert len(through) == STREAMS * events
     assert usual <= 0.1
-    assert added <= 1.0  # a pause of the machine delays what is on the way in all streams
+    assert added <= room
