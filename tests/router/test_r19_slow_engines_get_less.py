@@ -130,7 +130,9 @@ RAMPS = [
 def test_an_engine_that_recovers_gets_at_most_half_of_its_share_at_first(
     start: StartRouter, fakes: Farm, policy: str, span: float
 ) -> None:
-    engines = [fakes.engine(f"e{n}", script={"delay": 0.01}) for n in range(3)]
+    # Long beside a pause of a loaded machine: beside 10 ms it makes an engine look 50 x slower, and
+    # by power_of_two such an engine gets next to nothing until that fades (in 10 s to a third).
+    engines = [fakes.engine(f"e{n}", script={"delay": 0.2}) for n in range(3)]
     router = start(static(*engines), flags={"policy": policy, "slow-start": span})
     fakes.apply(engines[0], health=503)
     router.wait_healthy("2/3")
