@@ -176,6 +176,8 @@ def test_each_fault_is_one_line_and_one_count_everywhere(
             inject(scene)
             expected[failure] += count
             await_failures(scene.router, expected, name)
+            # Or the next fault would take this one's request, which still ends, for its own.
+            wait_until(lambda: scene.engine.in_flight == 0, what=f"{name}: the engine idle")
         check(scene.router, Accounts(expected, retries), expected.total() + done)
         print(
             f"R45 {scene.router.name}: {len(FAULTS) + 1} kinds of faults, {expected.total()}"
