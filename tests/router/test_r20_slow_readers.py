@@ -136,7 +136,7 @@ class SlowReaders:
         parts, loop = urlsplit(self._url), asyncio.get_running_loop()
         call = chat_call(stream=True)
         with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, max(4096, 2 * self._size))
             sock.setblocking(False)
             await loop.sock_connect(sock, (parts.hostname, parts.port))
             request = request_bytes("POST", call.target, call.headers, call.body)
@@ -149,10 +149,10 @@ class SlowReaders:
 def test_a_reader_that_takes_a_little_all_the_time_is_not_taken_for_stuck(
     start: StartRouter, fakes: Farm
 ) -> None:
-    flood, rate = Fountain(), 32 * 1024
+    flood, rate = Fountain(), 128 * 1024
     router = start([flood_service(flood, fakes)], flags={"write-timeout": 2})
-    # What the kernel holds of an answer must be little for that: of 3 MB, a reader's progress
-    # would show too late.
+    # What the kernel holds of an answer must be little for that. Of 64 KiB, progress shows after
+    # half a second at most; of 3 MB, it would after eight.
     with SlowReaders(router.url, 4, rate) as readers:
         wait_until(lambda: min(readers.taken) > 6 * rate, 30, "about six seconds of reading")
         assert flood.streams == 4
