@@ -158,13 +158,13 @@ def test_first_come_is_first_served(start: StartRouter, fakes: Farm, count: int)
         client.reset()
 
 
-@pytest.mark.parametrize("seconds", [1.5, pytest.param(20, marks=SLOW)])
+@pytest.mark.parametrize(("seconds", "room"), [(1.5, 1.0), pytest.param(20, 0.2, marks=SLOW)])
 def test_one_models_burst_does_not_hold_up_another(
-    start: StartRouter, fakes: Farm, seconds: float
+    start: StartRouter, fakes: Farm, seconds: float, room: float
 ) -> None:
     """Nor does it where both are served by one engine more, which whoever waits longest gets."""
     busy, other = fakes.engine("e0", models=["m"]), fakes.engine("e1", models=["n"])
-    flags = {"max-concurrency": 4, "queue-size": 64, "queue-timeout": 1}
+    flags = {"max-concurrency": 4, "queue-size": 64, "queue-timeout": 2}
     router = start(static(busy, other), flags=flags)
 
     def ask_other(_: int) -> Call:
@@ -188,7 +188,7 @@ def test_one_models_burst_does_not_hold_up_another(
     )
     assert refused > 0
     assert other.max_in_flight <= 4
-    assert percentile(beside, 0.95) <= 1.2 * percentile(alone, 0.95) + 0.6
+    assert percentile(beside, 0.95) <= 1.2 * percentile(alone, 0.95) + room
 
 
 async def flood(url: str, seconds: float) -> list[Outcome]:
