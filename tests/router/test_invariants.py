@@ -38,7 +38,7 @@ ENDING: dict[str, Json] = {
 }
 LASTING: dict[str, Json] = {
     "silent": {"delay": 60},
-    "streaming": {"stream": {"chunks": 100_000, "interval": 0.02}},
+    "streaming": {"stream": {"chunks": 3000, "interval": 0.02}},  # a minute too
 }
 FLAGS = {
     "response-timeout": 0.3,  # "late" ends by it; "silent" is asked for as a stream, which may wait
