@@ -96,7 +96,7 @@ class Soak:
     """The running system; each fault is a method that ends what it began."""
 
     def __init__(
-        self, run: Programs, folder: Path, name: str, seed: int, probes_every: float
+        self, run: Programs, folder: Path, name: str, seed: int, asks_every: float
     ) -> None:
         self._run = run
         self._random = random.Random(seed)
@@ -113,7 +113,8 @@ class Soak:
             "access-log": "errors",
             "first-byte-timeout": 2,
             "idle-timeout": 2,
-            "health-interval": probes_every,
+            "health-interval": asks_every,
+            "registry-sync-interval": asks_every,
         }
         self.router = Router(run, name, flags)
         self.router.wait_healthy("3/3")
@@ -218,7 +219,7 @@ def threads(pid: int) -> int:
 def soak(run: Programs, folder: Path, name: str, minutes: float, seed: int = 1) -> Summary:
     """Run it; see `Summary.wrong`."""
     seconds = minutes * 60
-    made = Soak(run, folder, name, seed, probes_every=0.1 if seconds < 120 else 1.0)
+    made = Soak(run, folder, name, seed, asks_every=0.1 if seconds < 120 else 1.0)
     try:
         return _run(made, seconds)
     finally:
