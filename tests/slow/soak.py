@@ -93,7 +93,10 @@ class Summary:
 
 
 class Soak:
-    """The running system; each fault is a method that ends what it began."""
+    """The running system; each fault is a method that ends what it began.
+
+    Its router probes each engine, and polls the registry, once in `asks_every` seconds.
+    """
 
     def __init__(
         self, run: Programs, folder: Path, name: str, seed: int, asks_every: float
