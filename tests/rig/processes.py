@@ -1,6 +1,7 @@
 """Start real programs on free ports, read what they print, stop them for certain."""
 
 import contextlib
+import itertools
 import os
 import random
 import re
@@ -20,14 +21,35 @@ ROOT = Path(__file__).resolve().parents[2]
 LISTENING = re.compile(r"listening on (http://\S+)")
 
 
+def ports_of(worker: str, workers: int) -> range:
+    """The ports that one of `workers` processes of pytest-xdist ("gw0", "gw1", ...) gives out.
+
+    All lie below the range (32768 and up) that the kernel takes ports of outgoing connections from:
+    one of these could otherwise hold it by the time that a program starts to listen.
+    """
+    return range(10_000, 32_000, 2)[int(worker.removeprefix("gw")) :: workers]
+
+
+def _in_turn() -> Iterator[int]:
+    ports = ports_of(
+        os.environ.get("PYTEST_XDIST_WORKER", "gw0"),
+        int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+    )
+    first = random.randrange(len(ports))
+    return itertools.cycle([*ports[first:], *ports[:first]])
+
+
+_PORTS = _in_turn()
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on, with port + 1 free as well.
 
-    It lies below the range (32768 and up) that the kernel takes ports of outgoing connections from:
-    one of these could otherwise hold it by the time that a program starts to listen.
+    Given in turn, so that a program may take its time until it listens, or stop listening for a
+    while: before its port is given again, thousands of others are.
     """
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = next(_PORTS)
         with contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", port))
             second.bind(("127.0.0.1", port + 1))
