@@ -5,8 +5,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rig.processes import Programs, programs
+
+# A machine that pauses is no fault of what is tested.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 FIGURE = re.compile(r"R\d+[ :].*")  # what a promise's test measured: "R12 rust: 1.2 attempts"
 

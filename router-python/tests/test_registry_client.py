@@ -153,7 +153,7 @@ def test_other_answers_are_failures_and_redirects_are_not_followed(
 def test_a_watch_ends_with_the_change_or_unchanged(session: Any, until: Any) -> None:
     async def scenario() -> None:
         registry = FakeRegistry()
-        await registry.start(0)
+        await registry.start()
         try:
             async with session() as http:
                 client = RegistryClient(http, [registry.url])

@@ -44,7 +44,7 @@ def system(session: Any, config: Any, running: Any) -> Start:
     @asynccontextmanager
     async def start(*entries: Any, **changes: Any) -> AsyncIterator[System]:
         registry = FakeRegistry()
-        await registry.start(0)
+        await registry.start()
         await registry.publish(entries)
         try:
             async with session() as http:

@@ -61,9 +61,7 @@ def _round(pair: Pair, number: int, seen: set[bytes], count: int) -> None:
     """Add what is new of the examples of one round to `seen`, up to `count` in all."""
 
     @seed(number)
-    @settings(
-        max_examples=ROUND, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=ROUND, database=None, suppress_health_check=list(HealthCheck))
     @given(exchanges())
     def equal(exchange: Exchange) -> None:
         key = hashlib.blake2b(repr(exchange).encode(), digest_size=16).digest()

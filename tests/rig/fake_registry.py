@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from rig.engine_script import Json
+from rig.processes import free_port
 from rig.server import ClientGoneError, Connection, Request, Server
 
 
@@ -32,8 +33,9 @@ class FakeRegistry:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    async def start(self, port: int) -> None:
-        self.port = await self.server.listen(port)
+    async def start(self) -> None:
+        """Listen on a port that nobody else is given while this registry is down."""
+        self.port = await self.server.listen(free_port())
 
     async def close(self) -> None:
         await self.server.close()

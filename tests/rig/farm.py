@@ -44,7 +44,7 @@ class Farm:
 
     def registry(self) -> FakeRegistry:
         registry = self.call(_make_registry())
-        self.call(registry.start(0))
+        self.call(registry.start())
         self._fakes.append(registry)
         return registry
 

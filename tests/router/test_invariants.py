@@ -184,7 +184,6 @@ def test_whatever_happens_counters_return_to_zero_and_requests_end_once(
             phases=(Phase.generate,),  # the router remembers: a shorter mix would be another story
             derandomize=True,
             database=None,
-            deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )

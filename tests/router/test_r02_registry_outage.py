@@ -8,7 +8,7 @@ import pytest
 
 from rig.flows import closed_loop
 from rig.load_client import Call, chat_call, kinds
-from rig.processes import wait_until
+from rig.processes import free_port, wait_until
 from rig.routers import SLOW, Router, StartRouter
 from rig.system import System, running_system
 from rig.traffic import Traffic
@@ -80,7 +80,7 @@ def test_r02_a_registry_killed_and_restarted_empty_fails_no_request(
 def test_r02_a_router_started_while_the_registry_is_down_serves_its_last_list(
     start: StartRouter, system: System, tmp_path: Path
 ) -> None:
-    flags = {"registry-url": system.registry.url, "router-port": system.registry.port + 2}
+    flags = {"registry-url": system.registry.url, "router-port": free_port()}
     first = start(flags=flags, healthy="2/2")
     wait_until(lambda: list(tmp_path.glob("router_last_services_*.json")), 5, "list saved")
     first.program.kill()
