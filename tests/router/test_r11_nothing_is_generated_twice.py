@@ -120,9 +120,9 @@ def test_what_was_reset_before_its_head_is_sent_again_only_when_asked_for(
 
 def test_the_time_of_an_attempt_ends_with_it(start: StartRouter, fakes: Farm) -> None:
     """The second attempt still connects when the first one's time would have been over."""
-    reset = fakes.engine("reset", script={"delay": 0.7, "die": {"at": "head", "how": "rst"}})
+    reset = fakes.engine("reset", script={"delay": 1, "die": {"at": "head", "how": "rst"}})
     health = {"models": ["m"], "health_url": f"http://127.0.0.1:{reset.port + 1}/health"}
-    flags = {"retry-on": "reset-before-headers", "response-timeout": 1}
+    flags = {"retry-on": "reset-before-headers", "response-timeout": 2}
     with unanswering() as port:
         hung = {"name": "hung", "host": "127.0.0.1", "port": port, "weight": 0, "metadata": health}
         router = start([*static(reset), hung], flags={**flags, "proxy-connect-timeout": 2})
