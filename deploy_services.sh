@@ -15,7 +15,8 @@ usage: deploy_services.sh [-c DIR] [-r PORT] [-p PORT] [--implementation NAME] [
   stop-all                stop everything that was started here
   status                  what runs here, and what the registry knows; exit code 3 if something does not run
   deploy-remote [HOST..]  copy this folder to each HOST (default: the hosts of DIR/*_services.json) with rsync
-                          and run start-services there over ssh; --dry-run only shows the commands
+                          and run start-services there over ssh, with INFINILM_REGISTRY_TOKEN and
+                          INFINILM_ADMIN_TOKEN as here; --dry-run only shows the commands
   generate-config         write nginx_distributed.conf from the registry's healthy engines; without a
                           registry from DIR/router_config.json
 
@@ -117,17 +118,22 @@ registry_get() { # TARGET: from the first of the registries that answers
 
 run() { # COMMAND...: show it, and run it unless --dry-run
   printf '+ %s\n' "${*@Q}"
-  "$DRY_RUN" || "$@" </dev/null
+  "$DRY_RUN" || "$@"
 }
 
 deploy_to() { # HOST, with or without user@
-  local directory=${REMOTE_DIR:-infinilm-svc} remote config=${CONFIG_DIR#"$ROOT"/}
+  local directory=${REMOTE_DIR:-infinilm-svc} remote config=${CONFIG_DIR#"$ROOT"/} token tokens=''
   printf -v remote 'cd %q && BABYSITTER_HOST=%q BABYSITTER_REGISTRY_URL=%q ./deploy_services.sh -c %q start-services' \
     "$directory" "${1#*@}" "$(registry_url)" "$config"
+  for token in INFINILM_REGISTRY_TOKEN INFINILM_ADMIN_TOKEN; do  # by standard input: everybody there sees command lines
+    [[ -n ${!token:-} ]] || continue
+    remote="IFS= read -r $token && export $token && $remote"
+    tokens=${!token}$'\n'$tokens
+  done
   run rsync --archive --compress --delete --secluded-args --rsh "$SSH" \
     --exclude /.git --exclude /.venv --exclude /logs --exclude __pycache__ --exclude '.*_cache' --exclude target \
-    "$ROOT/" "$1:$directory/" &&
-    run "${ssh[@]}" "$1" "$remote"
+    "$ROOT/" "$1:$directory/" </dev/null &&
+    run "${ssh[@]}" "$1" "$remote" <<<"$tokens"
 }
 
 deploy_remote() { # [HOST...]

@@ -8,11 +8,23 @@ source "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/service_lib.sh"
 
 BABYSITTER_WAIT_TIMEOUT=${BABYSITTER_WAIT_TIMEOUT:-600}  # the babysitter's own limit for loading
 
+given_port() { # ARGUMENT...: the port that the babysitter's flags name, since they win; false if none
+  local port=''
+  while (($#)); do
+    case $1 in
+      --port) port=${2:-} ;;
+      --port=*) port=${1#*=} ;;
+    esac
+    shift
+  done
+  [[ $port =~ ^[0-9]+$ ]] && say "$port"
+}
+
 if [[ ${1:-} == *.toml ]]; then
   [[ -f $1 ]] || die 64 "$1: no such file"
   config=$(readlink -f -- "$1") && shift
   ensure_python
-  port=$(config_value "$config" port)
+  port=$(given_port "$@" || config_value "$config" port)
   name=$(basename -- "$config" .toml)
   name=babysitter_${name//[^A-Za-z0-9.-]/-}${port:+_$port}
   flags --config-file "$config" --host "${BABYSITTER_HOST:-}" \
@@ -43,6 +55,7 @@ else
   BABYSITTER_LABEL=${BABYSITTER_LABEL:-}    # goes into the names of pid file and log
 
   [[ ! ${1:-} =~ ^[0-9]+$ ]] || { PORT=$1 && shift; }
+  PORT=$(given_port "$@" || say "$PORT")
   name=babysitter_${BABYSITTER_LABEL:+${BABYSITTER_LABEL//[^A-Za-z0-9.-]/-}_}$PORT
   ensure_python
   if [[ $SERVICE_TYPE == InfiniLM ]]; then

@@ -44,7 +44,7 @@ check_rust() { # its program is built last, for pytest
     export ROUTERS=${ROUTERS:-python}
     return
   fi
-  # The tests look for the program in this place.
+  unset CARGO_BUILD_TARGET  # the tests look for the program in the place below
   export CARGO_TARGET_DIR=$CRATE/target CARGO_BUILD_JOBS=${CARGO_BUILD_JOBS:-2} RUSTDOCFLAGS="-D warnings"
   cargo_group fmt --check
   cargo_group clippy --all-targets --locked -- -D warnings

@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -17,6 +18,7 @@ machine=${1#*@} && shift
 [[ -d $MACHINES/$machine ]] || { echo "ssh: $machine: No route to host" >&2; exit 255; }
 printf '%s\\n' "$*" >>"$MACHINES/$machine.commands"
 cd "$MACHINES/$machine"
+unset INFINILM_REGISTRY_TOKEN INFINILM_ADMIN_TOKEN  # sshd hands on no variables
 exec bash -c "$*"
 """
 
@@ -80,6 +82,36 @@ def test_deploy_remote_copies_the_tree_and_starts_its_engines(tree, machines):
         stopped, said = tree.run(remote / "stop_all.sh")
     assert stopped == 0, said
     wait_until(lambda: not registered(registry), 20, "unregistered")
+
+
+def logs_status(port: int, token: str) -> int:
+    """How the babysitter beside an engine answers who asks for its log."""
+    headers = {"Authorization": f"Bearer {token}"}
+    asked = urllib.request.Request(f"http://127.0.0.1:{port + 1}/logs?lines=1", headers=headers)
+    try:
+        with urllib.request.urlopen(asked, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as refused:
+        refused.close()
+        return refused.code
+
+
+def test_remote_babysitters_get_the_tokens_and_no_command_shows_them(tree, machines):
+    tokens = {"INFINILM_REGISTRY_TOKEN": "register-me", "INFINILM_ADMIN_TOKEN": "obey-me"}
+    tree.env.update(tokens)
+    registry = start_registry(tree)
+    (machines / "127.0.0.2").mkdir()
+    port = mock_config(tree, "mock")
+    arguments = ("deploy-remote", "127.0.0.2")
+    try:
+        code, output = tree.script("deploy_services.sh", *arguments, REGISTRY_URL=registry)
+        assert code == 0, output
+        wait_until(lambda: "mock-server" in registered(registry), 20, output)
+        assert [logs_status(port, token) for token in ("guessed", "obey-me")] == [401, 200]
+        shown = output + (machines / "127.0.0.2.commands").read_text()
+        assert not [token for token in tokens.values() if token in shown]
+    finally:
+        tree.run(machines / "127.0.0.2/infinilm-svc/stop_all.sh")
 
 
 def test_dry_run_shows_every_command_and_runs_none(tree, machines):

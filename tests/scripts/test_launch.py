@@ -119,6 +119,16 @@ def test_arguments_are_passed_on_and_win(tree):
     assert f"registry: ready at http://127.0.0.1:{port}" in output
 
 
+def test_one_babysitter_file_starts_an_engine_on_each_port_that_is_given(tree):
+    use_free_ports(tree)
+    first, second = free_port(), free_port()
+    mock = tree.root / "deployment_configs/babysitters/mock.toml"
+    for flags in (["--port", str(first)], [f"--port={second}"]):
+        code, output = tree.script("launch_babysitter.sh", mock, *flags)
+        assert code == 0, output
+    assert names_running(tree) == sorted(f"babysitter_mock_{port}" for port in (first, second))
+
+
 def failing_babysitter(tree) -> Path:
     return tree.write(
         "broken.toml",
@@ -244,6 +254,13 @@ def test_the_qwen_rust_script_runs_xtask_with_its_config_file(tree):
     assert f"service {tree.root}/service_qwen.toml -p {port} devices=4,5,6,7" in engine_log(tree)
 
 
+def health_check(tree) -> int:
+    """The exit code of the image's HEALTHCHECK: 0 healthy, 1 not."""
+    _, command = (tree.root / "Dockerfile.example").read_text().split("HEALTHCHECK ")
+    command = command.split("CMD ")[1].split("\n")[0]
+    return int(tree.run("sh", "-c", f'cd "$0" && {command}', tree.root)[0])
+
+
 def test_the_container_runs_what_it_is_told_until_it_is_stopped(tree, processes_of):
     ports = use_free_ports(tree)
     container = tree.popen(
@@ -252,6 +269,10 @@ def test_the_container_runs_what_it_is_told_until_it_is_stopped(tree, processes_
     services = [f"babysitter_mock_{ports['engine']}", "registry"]
     wait_until(lambda: names_running(tree) == services, 30, "both services started")
     wait_until(lambda: not is_free(ports["engine"]), 30, "engine listens")
+    wait_until(lambda: health_check(tree) == 0, 30, "healthy, though it has no router")
+    tree.run("kill", "-STOP", str(tree.pid("registry")))
+    assert health_check(tree) == 1
+    tree.run("kill", "-CONT", str(tree.pid("registry")))
     container.send_signal(signal.SIGTERM)
     output, _ = container.communicate(timeout=30)
     assert container.returncode == 0, output
