@@ -41,15 +41,15 @@ def test_outcomes_are_told_apart(fakes: Farm) -> None:
         {"delay": 5},
     ]
     calls = [chat_call(script=script) for script in scripts]
-    outcomes = send(f"http://127.0.0.1:{engine.port}", calls, timeout=0.5)
+    outcomes = send(f"http://127.0.0.1:{engine.port}", calls, timeout=2)
     told_apart = [outcome.kind for outcome in outcomes]
     assert told_apart == [*["ok"] * 2, *["explained"] * 2, *["unexplained"] * 4]
-    assert outcomes[-1].fault == "silent for 0.5 s"
+    assert outcomes[-1].fault == "silent for 2 s"
 
 
 def test_closed_loop_never_has_more_in_flight_than_asked(fakes: Farm) -> None:
     engine = fakes.engine()
-    outcomes = send(f"http://127.0.0.1:{engine.port}", [chat_call(script={"delay": 0.02})] * 30, 5)
+    outcomes = send(f"http://127.0.0.1:{engine.port}", [chat_call(script={"delay": 0.2})] * 30, 5)
     assert kinds(outcomes) == {"ok": 30}
     assert engine.max_in_flight == 5
     assert engine.server.accepted == 5
@@ -61,24 +61,24 @@ def test_open_loop_counts_time_from_when_a_call_was_due(fakes: Farm) -> None:
     async def go() -> list[Outcome]:
         client = LoadClient(f"http://127.0.0.1:{engine.port}")
         try:
-            return await client.open_loop([chat_call(script={"delay": 0.2})] * 10, rate=100)
+            return await client.open_loop([chat_call(script={"delay": 1})] * 10, rate=100)
         finally:
             await client.close()
 
     outcomes = asyncio.run(go())
     assert kinds(outcomes) == {"ok": 10}
-    assert engine.max_in_flight > 5
-    assert all(outcome.ended >= 0.2 for outcome in outcomes)
+    assert engine.max_in_flight == 10
+    assert all(outcome.ended >= 1 for outcome in outcomes)
 
 
 def test_every_event_has_the_time_at_which_it_came(fakes: Farm) -> None:
     engine = fakes.engine()
-    late = {"pieces": ["data: 1\n\ndata: 2\n\n", {"text": "data: 3\n\n", "delay": 0.1}]}
+    late = {"pieces": ["data: 1\n\ndata: 2\n\n", {"text": "data: 3\n\n", "delay": 1}]}
     cut = {"pieces": ["data: 1\n\n", "data: 2"], "die": {"at": 2, "how": "fin"}}
     url = f"http://127.0.0.1:{engine.port}"
     times = [outcome.event_times for outcome in send(url, [chat_call(script=late)] * 2)]
     assert [len(one) for one in times] == [3, 3]
-    assert all(one[0] == one[1] <= one[2] - 0.09 for one in times)
+    assert all(one[0] == one[1] <= one[2] - 0.5 for one in times)
     assert len(send(url, [chat_call(script=cut)])[0].event_times) == 1
 
 
